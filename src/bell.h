@@ -1,0 +1,143 @@
+/*
+ * The bell: the shared memory between producers, operators, launcher and delivery workers, and the commit hook that rings.
+ *
+ * One OutboxDatabase per database with the extension in use.  Nothing here survives a server restart and nothing here needs
+ * to: the id clock is floored from the log, the current segment is the one with the newest id, the rest is status.
+ * No process-local pointer is ever stored here.
+ */
+#ifndef OUTBOX_BELL_H
+#define OUTBOX_BELL_H
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+
+/* Raised whenever the layout below, or an exported function, changes; outbox_delivery refuses another number. */
+#define OUTBOX_ABI 1
+
+#define OUTBOX_SEGMENTS 16
+#define OUTBOX_NO_SEGMENT UINT32_MAX
+#define OUTBOX_NO_PROC UINT32_MAX
+
+/* Why the bell rang (bits). */
+#define OUTBOX_RING_EVENTS			0x01	/* committed events, or a segment was sealed: tick */
+#define OUTBOX_RING_SUBSCRIPTIONS	0x02	/* subscriptions changed: reload */
+#define OUTBOX_RING_DELIVERIES		0x04	/* an operator changed deliveries: resync */
+#define OUTBOX_RING_ARMED			0x08	/* start() or stop(): tell the launcher */
+
+/* How a delivery worker ended, for the launcher. */
+typedef enum OutboxWorkerEnd
+{
+	OUTBOX_END_ERROR = 0,		/* anything unforeseen: restart, with back-off */
+	OUTBOX_END_DISARMED,		/* not armed here, or no extension: start again only when told */
+	OUTBOX_END_YIELD			/* gave way to a command: start again when nobody asks to yield */
+} OutboxWorkerEnd;
+
+typedef struct OutboxSegmentState
+{
+	bool		sealed;			/* no writer can be in it any more */
+	uint64		seal_tick;		/* the first tick that surely began after the sealing: the last to read it */
+} OutboxSegmentState;
+
+/* What the worker says about itself, for views and health(). */
+typedef struct OutboxWorkerStatus
+{
+	TimestampTz started_at;
+	TimestampTz turn_at;		/* end of the last turn of the loop */
+	TimestampTz tick_at;		/* last tick */
+	TimestampTz maintained_at;	/* last round of maintenance (by anyone) */
+	uint64		tick;			/* head tick */
+	uint64		offset;			/* events ticked so far */
+	uint64		delivered;		/* attempts that ended in 2xx, since the server started */
+	uint64		failed;			/* the other attempts */
+	int32		in_flight;
+	char		error[160];		/* last error of a turn */
+	TimestampTz error_at;
+} OutboxWorkerStatus;
+
+typedef struct OutboxDatabase
+{
+	LWLock		lock;			/* guards what is not atomic below */
+	Oid			database;		/* InvalidOid: free slot */
+	Oid			extension;		/* pg_extension.oid; a new one resets the slot */
+
+	/* the log */
+	pg_atomic_uint64 clock;		/* event_id.h; 0: not floored yet */
+	pg_atomic_uint32 current;	/* current segment; OUTBOX_NO_SEGMENT: not floored yet */
+	pg_atomic_uint64 tick;		/* number of the newest tick that has begun; advanced before its snapshot is taken */
+	OutboxSegmentState segments[OUTBOX_SEGMENTS];
+	TimestampTz rotated_at;
+
+	/* the bell */
+	pg_atomic_uint32 rung;		/* OUTBOX_RING_* since the worker last looked */
+	pg_atomic_uint32 worker;	/* proc number of the delivery worker, or OUTBOX_NO_PROC */
+
+	/* the worker's life */
+	pid_t		worker_pid;		/* 0: none */
+	OutboxWorkerEnd worker_end;
+	uint32		yield;			/* commands that need the worker gone */
+	bool		wanted;			/* the launcher believes this database is armed */
+	ConditionVariable worker_gone;
+	char		trouble[160];	/* why there is no worker ("no free background worker slot"); empty: none */
+	OutboxWorkerStatus status;
+} OutboxDatabase;
+
+/* Runtime state of a subscription, for views: written by the worker, read by anyone under the slot's lock. */
+typedef struct OutboxLaneStatus
+{
+	int32		in_flight;
+	int32		exceptions;		/* delivery rows that are not dead */
+	int32		blocked_keys;
+	bool		at_head;
+	uint64		offset;			/* events of the log passed */
+	TimestampTz oldest_at;		/* created_at of the oldest event not done; 0: none */
+	TimestampTz last_success_at;
+	TimestampTz last_error_at;
+	TimestampTz breaker_open_until;
+	TimestampTz next_probe_at;
+	char		last_error[128];
+} OutboxLaneStatus;
+
+/* ---- life of the shared memory (module.c, at preload) ---- */
+extern void outbox_bell_request(void);	/* shmem_request_hook */
+extern void outbox_bell_startup(void);	/* shmem_startup_hook */
+extern bool outbox_bell_ready(void);	/* false: the library was not preloaded */
+
+/* ---- slots ---- */
+
+/* This database's slot, made if need be (reset when the extension is another); raises if preload is missing or all slots are taken. */
+extern PGDLLEXPORT OutboxDatabase *outbox_bell_database(Oid extension);
+
+/* The slot by number, for launcher and workers; NULL past the end.  And the number of a slot. */
+extern PGDLLEXPORT OutboxDatabase *outbox_bell_slot(int number);
+extern PGDLLEXPORT int outbox_bell_slots(void);
+
+/* ---- ringing ---- */
+
+/* Remember, until this transaction commits, to ring this database's worker.  Never fails. */
+extern PGDLLEXPORT void outbox_bell_note(OutboxDatabase *database, uint32 reasons);
+
+/* Ring now (not at commit). */
+extern PGDLLEXPORT void outbox_bell_ring(OutboxDatabase *database, uint32 reasons);
+
+/* ---- the worker's side ---- */
+
+/* Claims the slot for this process until it exits; false if another one has it. Detaches by itself at exit, saying how it ended. */
+extern PGDLLEXPORT bool outbox_bell_attach(OutboxDatabase *database);
+extern PGDLLEXPORT void outbox_bell_set_end(OutboxDatabase *database, OutboxWorkerEnd end);
+
+/* Does a command need this worker gone? */
+extern PGDLLEXPORT bool outbox_bell_must_yield(OutboxDatabase *database);
+
+/* Takes and clears the reasons. */
+extern PGDLLEXPORT uint32 outbox_bell_answer(OutboxDatabase *database);
+
+/* The runtime state of a subscription (an element of shared memory), made if need be; NULL when outbox.max_subscriptions are in use. */
+extern PGDLLEXPORT OutboxLaneStatus *outbox_bell_lane(OutboxDatabase *database, int32 subscription, bool create);
+extern PGDLLEXPORT void outbox_bell_forget_lane(OutboxDatabase *database, int32 subscription);
+
+/* Compared by outbox_delivery before it touches any of the above. */
+extern PGDLLEXPORT int outbox_abi(void);
+
+#endif							/* OUTBOX_BELL_H */

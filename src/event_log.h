@@ -1,0 +1,117 @@
+/*
+ * The event log: a fixed ring of append-only tables ("segments").
+ *
+ * The only room that knows the tuple layout of outbox.event.  It appends, reads what one snapshot sees and
+ * another did not, finds single events, rotates, seals and retires segments.  It holds no policy beyond
+ * that: who may enqueue, and who is interested in which event, is decided elsewhere.
+ */
+#ifndef OUTBOX_EVENT_LOG_H
+#define OUTBOX_EVENT_LOG_H
+
+#include "bell.h"
+#include "datatype/timestamp.h"
+#include "snapshot.h"
+#include "utils/jsonb.h"
+#include "utils/rel.h"
+#include "utils/uuid.h"
+
+/* What the extension is made of in this database.  Valid until the next AcceptInvalidationMessages. */
+typedef struct OutboxCatalog
+{
+	Oid			extension;		/* pg_extension.oid */
+	Oid			schema;
+	int64		epoch;			/* outbox.epoch() */
+	Oid			segments[OUTBOX_SEGMENTS];
+} OutboxCatalog;
+
+/* The extension of this database, or NULL when there is none (or only a part of it). */
+extern PGDLLEXPORT const OutboxCatalog *outbox_catalog(void);
+
+/* ---- append: in the producer's transaction ---- */
+
+/* A row to be; NULL members are SQL NULL.  Exactly one of payload and body is set. */
+typedef struct OutboxNewEvent
+{
+	text	   *type;
+	text	   *key;
+	text	   *tenant;
+	Jsonb	   *payload;
+	bytea	   *body;
+	text	   *content_type;
+	Jsonb	   *headers;
+	text	   *traceparent;
+} OutboxNewEvent;
+
+/* Appends n checked events to the current segment, in order; fills ids[]. The segment stays locked until the transaction ends. */
+extern void outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids);
+
+/* ---- read: in the worker's short transactions ---- */
+
+/* An event as a reader sees it.  Strings are NUL-terminated, UTF-8 or the database's encoding; NULL is SQL NULL. */
+typedef struct OutboxEvent
+{
+	pg_uuid_t	id;
+	uint64		xid;
+	TimestampTz created_at;
+	char	   *type;
+	char	   *key;
+	char	   *tenant;
+	char	   *body;			/* the payload's text, or the raw bytes; NULL in an event that cannot be read */
+	size_t		body_size;
+	char	   *content_type;	/* application/json for a payload */
+	Jsonb	   *headers;		/* object of strings */
+	char	   *traceparent;
+	bool		json;			/* body is the text of a jsonb payload */
+	bool		unreadable;		/* careful scan: the row could not be read; only id, xid, created_at are set */
+} OutboxEvent;
+
+typedef struct OutboxLog OutboxLog;
+
+/*
+ * Opens the segments (all, or only those that tick `tick` must still read: not sealed, or sealed no earlier than it) in AccessShare mode,
+ * without waiting: NULL if one is locked.  Closing releases the locks.
+ */
+extern PGDLLEXPORT OutboxLog *outbox_log_open(bool all, uint64 tick);
+extern PGDLLEXPORT void outbox_log_close(OutboxLog *log);
+
+typedef struct OutboxScan OutboxScan;
+
+/*
+ * All committed events of `epoch` that `to` sees and `base` does not, with id > *after, in id order.  base NULL: everything `to`
+ * sees.  after NULL: from the start.  `to` NULL: everything the active snapshot sees.  Lazy: costs what is read.  The active snapshot must be
+ * `to` or later.  careful: a row that cannot be decoded (corrupted) comes back `unreadable` instead of raising.
+ *
+ * Streams merged by id, per segment:
+ *  - the (id) index from base->clock on, for rows with xid >= base->next;
+ *  - the (xid, id) index for each xid that base had in progress (in xip, or in [xmax, next)) and that has rows.
+ */
+extern PGDLLEXPORT OutboxScan *outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base,
+											   const OutboxSnapshot *to, const pg_uuid_t *after, bool careful);
+
+/* The next event, its parts allocated in CurrentMemoryContext; false at the end. */
+extern PGDLLEXPORT bool outbox_log_next(OutboxScan *scan, OutboxEvent *event);
+extern PGDLLEXPORT void outbox_log_end(OutboxScan *scan);
+
+/* One event by id, wherever it is (segments, then kept_event); false if it is gone.  Visible to the active snapshot only. */
+extern PGDLLEXPORT bool outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event);
+
+/* ---- the ring ---- */
+
+/* Establishes id clock and current segment after a server start.  Cheap when that was done. */
+extern PGDLLEXPORT void outbox_log_floor(OutboxDatabase *database);
+
+/*
+ * One round of maintenance of the ring, in the current transaction: rotate if due, seal what can be sealed, retire what is proven done.
+ * Returns what it did, one palloc'd line each ("rotated", "sealed", "retired", "busy" …).  Raises in transaction blocks and above READ COMMITTED.
+ */
+typedef struct OutboxMaintenance
+{
+	const char *action;			/* rotated | sealed | retired | kept | busy | full */
+	int			segment;
+	int64		count;			/* events kept, bytes freed … */
+	const char *detail;
+} OutboxMaintenance;
+
+extern PGDLLEXPORT List *outbox_log_maintain(void);
+
+#endif							/* OUTBOX_EVENT_LOG_H */
