@@ -61,12 +61,6 @@ extern OutboxRequestHeaders *outbox_message_headers(const OutboxMessage *message
 													int64_t timestamp, const unsigned char span[8], const char **error);
 extern void outbox_message_headers_free(OutboxRequestHeaders *headers);
 
-/* The rules for header fields, shared with enqueue's own checks: RFC 9110 token / field value, and names we set ourselves. */
-extern bool outbox_header_name_valid(const char *name);
-extern bool outbox_header_value_valid(const char *value);
-extern bool outbox_header_name_reserved(const char *name);
 
-/* W3C trace context, version 00 … fe. */
-extern bool outbox_traceparent_valid(const char *value);
 
 #endif							/* OUTBOX_MESSAGE_H */

@@ -1,0 +1,53 @@
+# outbox: two libraries and one SQL script.  PGXS allows one MODULE_big, so the second library,
+# outbox_delivery, has its own makefile and is built and installed along with the first.
+
+EXTENSION = outbox
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" outbox.control)
+
+MODULE_big = outbox
+OBJS = \
+	src/bell.o \
+	src/copies.o \
+	src/enqueue.o \
+	src/event_id.o \
+	src/event_log.o \
+	src/field.o \
+	src/launcher.o \
+	src/module.o \
+	src/operator.o \
+	src/pattern.o \
+	src/ring.o \
+	src/settings.o \
+	src/snapshot.o
+
+DATA = sql/outbox--0.1.0.sql
+PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
+
+REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
+REGRESS_OPTS = --inputdir=test
+ISOLATION = $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test --outputdir=.
+TAP_TESTS = 1
+PROVE_TESTS = test/t/*.pl
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+DELIVERY = $(MAKE) -C $(srcdir)/src/delivery PG_CONFIG="$(PG_CONFIG)" EXTVERSION="$(EXTVERSION)"
+
+.PHONY: delivery delivery-install delivery-uninstall delivery-clean
+all: delivery
+delivery:
+	$(DELIVERY) all
+install: delivery-install
+delivery-install: delivery
+	$(DELIVERY) install DESTDIR="$(DESTDIR)"
+uninstall: delivery-uninstall
+delivery-uninstall:
+	$(DELIVERY) uninstall DESTDIR="$(DESTDIR)"
+clean: delivery-clean
+delivery-clean:
+	$(DELIVERY) clean
+
+$(OBJS): $(wildcard $(srcdir)/src/*.h)

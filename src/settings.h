@@ -1,0 +1,35 @@
+/*
+ * Every setting (GUC) of outbox.  Times are in the unit of the name's comment; sizes in kB.
+ */
+#ifndef OUTBOX_SETTINGS_H
+#define OUTBOX_SETTINGS_H
+
+#include <stdbool.h>
+
+typedef enum OutboxAttemptLog
+{
+	OUTBOX_ATTEMPTS_ALL,
+	OUTBOX_ATTEMPTS_FAILURES,
+	OUTBOX_ATTEMPTS_NONE
+} OutboxAttemptLog;
+
+extern PGDLLIMPORT bool outbox_enabled; /* SIGHUP: the server-wide switch; off always wins */
+extern PGDLLIMPORT char *outbox_armed;	/* SUSET: epoch armed by start(); counts only when set for the database */
+extern PGDLLIMPORT bool outbox_auto_maintain;	/* SIGHUP: the worker runs maintain() itself */
+extern PGDLLIMPORT int outbox_maintenance_interval;	/* SIGHUP, s, 10: how often it does */
+extern PGDLLIMPORT int outbox_max_payload;	/* SIGHUP, kB, 1 MB */
+extern PGDLLIMPORT int outbox_event_retention;	/* SIGHUP, s, 3 d */
+extern PGDLLIMPORT int outbox_attempt_retention;	/* SIGHUP, s, 3 d */
+extern PGDLLIMPORT int outbox_dead_letter_retention;	/* SIGHUP, s, 30 d */
+extern PGDLLIMPORT int outbox_segment_size; /* SIGHUP, kB, 1 GB: rotate when the current segment is larger */
+extern PGDLLIMPORT int outbox_segment_age;	/* SIGHUP, s, 0: rotate when it is older; 0: event_retention / 12 */
+extern PGDLLIMPORT int outbox_attempt_log;	/* SIGHUP, enum OutboxAttemptLog: all | failures | none */
+extern PGDLLIMPORT int outbox_max_in_flight;	/* SIGHUP, 512: requests at a time, all subscriptions of a database together */
+extern PGDLLIMPORT char *outbox_source; /* SIGHUP, '': CloudEvents source; empty: urn:outbox:<database name, percent-encoded> */
+extern PGDLLIMPORT char *outbox_traceparent;	/* USERSET, '': W3C trace context of the events this session enqueues */
+extern PGDLLIMPORT int outbox_max_databases;	/* POSTMASTER, 16: slots in shared memory */
+extern PGDLLIMPORT int outbox_max_subscriptions;	/* POSTMASTER, 10000: all databases together */
+
+extern void outbox_settings_define(void);
+
+#endif							/* OUTBOX_SETTINGS_H */
