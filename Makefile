@@ -39,15 +39,20 @@ DELIVERY = $(MAKE) -C $(srcdir)/src/delivery PG_CONFIG="$(PG_CONFIG)" EXTVERSION
 .PHONY: delivery delivery-install delivery-uninstall delivery-clean
 all: delivery
 delivery:
-	$(DELIVERY) all
+	+$(DELIVERY) all
 install: delivery-install
 delivery-install: delivery
-	$(DELIVERY) install DESTDIR="$(DESTDIR)"
+	+$(DELIVERY) install DESTDIR="$(DESTDIR)"
 uninstall: delivery-uninstall
 delivery-uninstall:
-	$(DELIVERY) uninstall DESTDIR="$(DESTDIR)"
+	+$(DELIVERY) uninstall DESTDIR="$(DESTDIR)"
 clean: delivery-clean
 delivery-clean:
-	$(DELIVERY) clean
+	+$(DELIVERY) clean
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+# One test in seconds: make try T=NAME (see test/one).
+.PHONY: try
+try:
+	$(srcdir)/test/one $(T)

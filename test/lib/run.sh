@@ -1,0 +1,108 @@
+# Running the tests and counting them: for test/all and test/one, inside (setup.sh).  Sourced by bash.
+
+# shellcheck shell=bash
+
+passed=0 failed=0
+
+verdict() {   # verdict ok|FAILED TEXT SECONDS
+	local colour=$green
+	[ "$1" = ok ] || colour=$red
+	printf '%s%-6s%s %s %s(%s s)%s\n' "$colour" "$1" "$plain" "$2" "$dim" "$3" "$plain"
+}
+
+# Counts what is in the TAP of $1; the program that wrote it ended with $2. Sets good and bad.
+count_tap() {
+	good=$(grep -cE '^ok\b' "$1")
+	bad=$(grep -vE '# TODO' "$1" | grep -cE '^not ok\b')
+	if [ "$bad" = 0 ] && [ "$2" != 0 ]; then bad=1; fi   # it died, or its plan does not agree
+	passed=$((passed + good)) failed=$((failed + bad))
+}
+
+run_build() {
+	local began=$SECONDS
+	if build && ! grep -qi 'warning' "$scratch/build.log"; then
+		passed=$((passed + 1))
+		verdict ok 'builds without a warning' $((SECONDS - began))
+		return 0
+	fi
+	failed=$((failed + 1))
+	cat "$scratch/build.log"
+	verdict FAILED 'builds without a warning' $((SECONDS - began))
+	return 1
+}
+
+run_rooms() {
+	local began=$SECONDS status
+	bash test/rooms >"$scratch/rooms.log" 2>&1
+	status=$?
+	count_tap "$scratch/rooms.log" $status
+	[ "$bad" = 0 ] || grep -v '^ok' "$scratch/rooms.log"
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "the walls between the rooms: $good checks" $((SECONDS - began))
+}
+
+run_unit() {
+	local began=$SECONDS status
+	[ -f test/unit/Makefile ] || return 0
+	make -s -C test/unit check with_llvm=no >"$scratch/unit.log" 2>&1
+	status=$?
+	count_tap "$scratch/unit.log" $status
+	[ "$bad" = 0 ] || grep -vE '^ok' "$scratch/unit.log" | tail -n 60
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "unit tests of the pure rooms: $good checks" $((SECONDS - began))
+}
+
+# run_regress KIND [NAME…]: KIND is regress or isolation; without names all of that kind. Needs a running server.
+run_regress() {
+	local kind=$1 began=$SECONDS status=0 names regress='' isolation='' good bad
+	shift
+	names=$*
+	if [ "$kind" = regress ]; then
+		[ -n "$names" ] || names=$(cd test/sql 2>/dev/null && ls -- *.sql 2>/dev/null | sed 's/\.sql$//' | tr '\n' ' ')
+		regress=$names
+	else
+		[ -n "$names" ] || names=$(cd test/specs 2>/dev/null && ls -- *.spec 2>/dev/null | sed 's/\.spec$//' | tr '\n' ' ')
+		isolation=$names
+	fi
+	[ -n "${names// /}" ] || return 0
+	rm -f regression.diffs
+	make -s installcheck with_llvm=no TAP_TESTS= REGRESS="$regress" ISOLATION="$isolation" >"$scratch/$kind.log" 2>&1 || status=1
+	good=$(grep -cE '^(test .* ok\b|ok )' "$scratch/$kind.log")          # "test NAME ... ok" in 15, TAP later
+	bad=$(grep -cE '^(test .* FAILED|not ok )' "$scratch/$kind.log")
+	if [ "$bad" = 0 ] && [ $status != 0 ]; then bad=1; fi
+	passed=$((passed + good)) failed=$((failed + bad))
+	if [ "$bad" != 0 ]; then
+		cat "$scratch/$kind.log"
+		[ -f regression.diffs ] && cat regression.diffs
+	fi
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "$kind tests: $good passed" $((SECONDS - began))
+}
+
+# run_tap FILE: one file of test/t.
+run_tap() {
+	local file=$1 name began=$SECONDS status sentence log regress
+	name=$(basename "$file" .pl)
+	log=$scratch/$name.log
+	sentence=${name#[0-9][0-9][0-9]_}
+	regress=$pgxs/src/test/regress/pg_regress
+	rm -rf "$scratch/tap/$name"
+	mkdir -p "$scratch/tap/$name"
+	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$pgxs \
+		PGPORT= PGHOST= PGUSER= PGDATABASE= prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
+	status=$?
+	count_tap "$log" $status
+	if [ "$bad" != 0 ]; then
+		grep -vE '^(ok|# (Running|Postmaster|Checking|Data directory|Backup directory|Archive directory|Connection string|Log file))' "$log" | tail -n 80
+		[ -n "${OUTBOX_KEEP_LOGS-}" ] && cp -r "$scratch/tap/$name/tmp_check/log" "$OUTBOX_KEEP_LOGS/$name" 2>/dev/null
+		for log in "$scratch/tap/$name/tmp_check/log"/*.log; do
+			[ -f "$log" ] && grep -qE 'PANIC|TRAP|terminated by signal (6|11)|FATAL|ERROR' "$log" && {
+				echo "--- $(basename "$log"), what looks like trouble:"
+				grep -E 'PANIC|TRAP|terminated by signal|FATAL|ERROR' "$log" | sort | uniq -c | sort -rn | head -n 12
+			}
+		done
+	fi
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "${sentence//_/ }: $good checks" $((SECONDS - began))
+}
+
+closing_line() {
+	printf '%d passed, %d failed\n' $passed $failed
+	[ $failed = 0 ]
+}
