@@ -1,0 +1,113 @@
+# The webhook receiver of test/receiver, as tests use it.
+package Outbox::Receiver;
+
+use strict;
+use warnings;
+
+use Cwd qw(abs_path);
+use File::Basename qw(dirname);
+use File::Temp qw(tempdir);
+use IO::Socket::INET;
+use JSON::PP ();
+use MIME::Base64 ();
+use POSIX ();
+use Time::HiRes qw(time sleep);
+
+my $program = abs_path(dirname(__FILE__) . '/../../receiver');
+my @running;
+
+# new(%options): starts one and waits until it listens. Options: port (default: a free one), fsync (default: true), log (continue this one).
+sub new
+{
+	my ($class, %options) = @_;
+	my $directory = tempdir('receiver.XXXXXX', TMPDIR => 1, CLEANUP => 1);
+	my $self = bless { directory => $directory, log => $options{log} // "$directory/log", requests => [], by_seq => {}, offset => 0, partial => '' }, $class;
+	my @command = ($^X, $program, '--ready', "$directory/ready", '--log', $self->{log}, '--parent', $$);
+	push @command, '--port', $options{port} if $options{port};
+	push @command, '--no-fsync' if defined $options{fsync} && !$options{fsync};
+
+	my $pid = fork // die "cannot fork: $!";
+	if ($pid == 0)
+	{
+		open STDIN, '<', '/dev/null';
+		open STDOUT, '>', "$directory/output";
+		open STDERR, '>&', \*STDOUT;
+		exec @command or POSIX::_exit(127);
+	}
+	$self->{pid} = $pid;
+	push @running, $self;
+	my $deadline = time + 30;
+	until (-s "$directory/ready")
+	{
+		die "the receiver does not start, see $directory/output" if time > $deadline || waitpid($pid, 1) == $pid;
+		sleep 0.01;
+	}
+	open my $ready, '<', "$directory/ready" or die;
+	($self->{port}) = split ' ', <$ready>;
+	return $self;
+}
+
+sub port { $_[0]{port} }
+sub url { "http://127.0.0.1:$_[0]{port}$_[1]" }
+
+sub stop
+{
+	my ($self) = @_;
+	my $pid = delete $self->{pid} or return;
+	my $status = $?;
+	kill 'TERM', $pid;
+	waitpid $pid, 0;
+	$? = $status;
+}
+
+END { $_ && $_->stop for @running }
+
+# What it was sent so far: hashes with the fields of the log (see test/receiver), and `how` and `ended` of those that were answered later.
+# Oldest first. With a path, only what came there.
+sub requests
+{
+	my ($self, $path) = @_;
+	$self->_read;
+	return grep { !defined $path || $_->{path} eq $path } @{ $self->{requests} };
+}
+
+# Those that got a 2xx.
+sub delivered { my ($self, $path) = @_; return grep { was_delivered($_) } $self->requests($path) }
+
+sub was_delivered { my ($request) = @_; return $request->{status} >= 200 && $request->{status} < 300 && ($request->{how} // 'answered') eq 'answered' }
+
+sub _read
+{
+	my ($self) = @_;
+	open my $log, '<:raw', $self->{log} or die "cannot read $self->{log}: $!";
+	seek $log, $self->{offset}, 0;
+	while (my $line = <$log>)
+	{
+		last unless $line =~ /\n\z/;
+		$self->{offset} += length $line;
+		my $entry = JSON::PP::decode_json($line);
+		if ($entry->{end})
+		{
+			my $request = $self->{by_seq}{ $entry->{end} } or next;
+			@{$request}{qw(how ended status)} = @{$entry}{qw(how at status)};
+		}
+		else
+		{
+			$entry->{bytes} = MIME::Base64::decode_base64(delete $entry->{body64});
+			push @{ $self->{requests} }, $self->{by_seq}{ $entry->{seq} } = $entry;
+		}
+	}
+}
+
+# Orders to the receiver while it runs, see test/receiver.
+sub control
+{
+	my ($self, %order) = @_;
+	my $body = JSON::PP::encode_json(\%order);
+	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{port}, Timeout => 10) or die "the receiver is gone: $!";
+	print $socket "POST /_control HTTP/1.1\r\nHost: localhost\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+	my $answer = <$socket>;
+	die "the receiver refused: $answer" unless $answer =~ / 200 /;
+}
+
+1;

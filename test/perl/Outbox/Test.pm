@@ -1,0 +1,182 @@
+# What the TAP tests of outbox have in common.
+package Outbox::Test;
+
+use strict;
+use warnings;
+
+use Digest::SHA qw(hmac_sha256);
+use Exporter 'import';
+use MIME::Base64 qw(decode_base64 encode_base64);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time sleep);
+
+use Outbox::Ledger;
+use Outbox::Receiver;
+use Outbox::Session;
+
+our @EXPORT = qw(outbox_node install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
+	start_producers finish_producers check_ledger);
+
+# A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries).
+sub outbox_node
+{
+	my ($name, %options) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
+	$node->append_conf('postgresql.conf', join "\n",
+		"shared_preload_libraries = '" . join(',', 'outbox', @{ $options{preload} // [] }) . "'",
+		'max_worker_processes = 16', 'max_prepared_transactions = 10', 'fsync = on', 'autovacuum_naptime = 1s', 'restart_after_crash = on',
+		@{ $options{conf} // [] }, '');
+	$node->start;
+	install($node, 'postgres', %options);
+	return $node;
+}
+
+sub install
+{
+	my ($node, $database, %options) = @_;
+	$node->safe_psql($database, 'CREATE EXTENSION outbox');
+	$node->safe_psql($database, 'SELECT outbox.start()') if $options{arm} // 1;
+}
+
+sub literal { my ($text) = @_; return 'NULL' unless defined $text; return "'" . $text =~ s/'/''/gr . "'" }
+
+# subscribe(node, name, url, option => value…): returns the secret. Retries quickly unless told otherwise; `database` is none of the options.
+sub subscribe
+{
+	my ($node, $name, $url, %options) = @_;
+	my $database = delete $options{database} // 'postgres';
+	%options = (network => 'private', retry_base => '50 ms', retry_factor => 1, retry_jitter => 0, %options);
+	my $list = join ', ', map { "$_ => " . (ref $options{$_} ? 'ARRAY[' . join(',', map { literal($_) } @{ $options{$_} }) . ']' . ($_ eq 'types' ? '::text[]' : '::int[]') : literal($options{$_})) }
+		sort keys %options;
+	return $node->safe_psql($database, 'SELECT outbox.subscribe(' . literal($name) . ', ' . literal($url) . ", $list)");
+}
+
+# enqueue(node, type, payload as JSON, argument => value…): in its own transaction; returns the id.
+sub enqueue
+{
+	my ($node, $type, $payload, %arguments) = @_;
+	my $database = delete $arguments{database} // 'postgres';
+	return $node->safe_psql($database, 'SELECT outbox.enqueue(' . join(', ', literal($type), literal($payload), map { "$_ => " . literal($arguments{$_}) } sort keys %arguments) . ')');
+}
+
+sub session { my ($node, $database) = @_; return Outbox::Session->new($node->connstr($database // 'postgres')) }
+
+# Waits until the code returns something true, and returns that; fails (and returns nothing) after so many seconds.
+sub wait_for
+{
+	my ($code, $what, $seconds) = @_;
+	my $began = time;
+	my $pause = 0.01;
+	for (;;)
+	{
+		my $result = $code->();
+		return $result if $result;
+		last if time - $began > ($seconds // 60);
+		sleep $pause;
+		$pause *= 1.5 if $pause < 0.2;
+	}
+	ok(0, "in vain waited for: $what");
+	return;
+}
+
+# Waits until outbox.event_status says this of an event for a subscription.
+sub wait_status
+{
+	my ($node, $id, $subscription, $status, $seconds) = @_;
+	my $last = '';
+	my $found = wait_for(sub {
+			$last = $node->safe_psql('postgres', "SELECT status FROM outbox.event_status('$id') WHERE subscription = " . literal($subscription));
+			$last eq $status }, "event $id being $status for $subscription", $seconds);
+	diag "it is: $last" unless $found;
+	return $found;
+}
+
+# The delivery worker of a database, once there is one.
+sub worker_pid
+{
+	my ($node, $database) = @_;
+	$database //= 'postgres';
+	return wait_for(sub {
+			$node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE datname = '$database' AND backend_type LIKE 'outbox delivery%' LIMIT 1") },
+		"a delivery worker for $database");
+}
+
+# The Standard Webhooks signature this request ought to carry, computed independently.
+sub signature_of
+{
+	my ($request, $secret) = @_;
+	my $key = decode_base64($secret =~ s/^whsec_//r);
+	return 'v1,' . encode_base64(hmac_sha256("$request->{headers}{'webhook-id'}.$request->{headers}{'webhook-timestamp'}.$request->{bytes}", $key), '');
+}
+
+# Producers: each a psql that runs so many transactions, every tenth rolled back, over its own few keys, and writes down what it saw.
+# Options: count (4), transactions (1000), keys (5), settings (SQL before), tag (a prefix for the keys), pause (seconds after each).
+sub start_producers
+{
+	my ($node, %options) = @_;
+	my $directory = PostgreSQL::Test::Utils::tempdir();
+	my @producers;
+	for my $n (1 .. $options{count} // 4)
+	{
+		open my $script, '>', "$directory/$n.sql" or die;
+		print $script "$options{settings};\n" if $options{settings};
+		for my $i (1 .. $options{transactions} // 1000)
+		{
+			my $key = sprintf '%s%d-%d', $options{tag} // 'p', $n, $i % ($options{keys} // 5);
+			print $script "BEGIN;\nSELECT 'event', '$key', outbox.enqueue('load.made', '{\"producer\": $n, \"i\": $i}', key => '$key');\n", $i % 10 == 0 ? "ROLLBACK;\n" : "COMMIT;\n";
+			print $script "SELECT pg_sleep($options{pause});\n" if $options{pause};
+		}
+		close $script;
+		my $connection = $node->connstr('postgres');
+		my $pid = fork // die;
+		if ($pid == 0)
+		{
+			open STDIN, '<', "$directory/$n.sql";
+			open STDOUT, '>', "$directory/$n.out";
+			open STDERR, '>', "$directory/$n.err";
+			exec 'psql', '-XAt', '-d', $connection or POSIX::_exit(127);
+		}
+		push @producers, { pid => $pid, out => "$directory/$n.out" };
+	}
+	return \@producers;
+}
+
+# Waits for them to end (by themselves, or because the server is gone) and enters what they saw into the ledger.
+sub finish_producers
+{
+	my ($producers, $ledger) = @_;
+	for my $producer (@$producers)
+	{
+		waitpid $producer->{pid}, 0;
+		open my $out, '<', $producer->{out} or die;
+		my ($id, $key);
+		while (my $line = <$out>)
+		{
+			chomp $line;
+			if ($line =~ /^event\|(.*)\|([0-9a-f-]{36})$/) { ($key, $id) = ($1, $2) }
+			elsif ($line eq 'COMMIT' && defined $id) { $ledger->committed($id, $key); undef $id }
+			elsif ($line eq 'ROLLBACK' && defined $id) { $ledger->rolled_back($id); undef $id }
+		}
+		$ledger->unknown($id, $key) if defined $id;
+	}
+	$? = 0;
+}
+
+# The checker's verdict as tests. Duplicates are allowed up to `duplicates` (default: none).
+sub check_ledger
+{
+	my ($ledger, $receiver, $path, %options) = @_;
+	my $found = $ledger->check($receiver, $path);
+	my $what = $options{what} ? "$options{what}: " : '';
+	for my $kind (qw(lost phantom changed disorder overlap))
+	{
+		is(scalar @{ $found->{$kind} }, 0, "$what$kind 0 of " . $ledger->count) or diag join ' ', "$kind:", grep { defined } @{ $found->{$kind} }[ 0 .. 9 ];
+	}
+	cmp_ok(scalar @{ $found->{duplicates} }, '<=', $options{duplicates} // 0, $what . @{ $found->{duplicates} } . ' repeated, all with the same id and bytes');
+	return $found;
+}
+
+1;
