@@ -18,7 +18,8 @@ OBJS = \
 	src/pattern.o \
 	src/ring.o \
 	src/settings.o \
-	src/snapshot.o
+	src/snapshot.o \
+	src/yield.o
 
 DATA = sql/outbox--0.1.0.sql
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src

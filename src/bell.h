@@ -9,6 +9,7 @@
 #define OUTBOX_BELL_H
 
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
@@ -72,6 +73,7 @@ typedef struct OutboxDatabase
 	/* the bell */
 	pg_atomic_uint32 rung;		/* OUTBOX_RING_* since the worker last looked */
 	pg_atomic_uint32 worker;	/* proc number of the delivery worker, or OUTBOX_NO_PROC */
+	pg_atomic_uint32 prepared;	/* OUTBOX_RING_* that prepared transactions have noted: what a COMMIT PREPARED may bring */
 
 	/* the worker's life */
 	pid_t		worker_pid;		/* 0: none */
@@ -99,17 +101,31 @@ typedef struct OutboxLaneStatus
 	char		last_error[128];
 } OutboxLaneStatus;
 
+/* What everyone shares with the launcher and its lister. */
+typedef struct OutboxLauncher
+{
+	LWLock		lock;			/* guards what is not atomic below */
+	pg_atomic_uint32 proc;		/* proc number of the launcher, or OUTBOX_NO_PROC */
+	pg_atomic_uint64 told;		/* times that a database was armed or disarmed, or the configuration read again */
+	pg_atomic_uint64 listed;	/* listers that reached their end */
+	pid_t		pid;			/* 0: none */
+	pid_t		lister_pid;		/* 0: none */
+	uint32		holds;			/* commands during which no lister may be connected anywhere */
+	ConditionVariable lister_gone;
+} OutboxLauncher;
+
 /* ---- life of the shared memory (module.c, at preload) ---- */
 extern void outbox_bell_request(void);	/* shmem_request_hook */
 extern void outbox_bell_startup(void);	/* shmem_startup_hook */
 extern bool outbox_bell_ready(void);	/* false: the library was not preloaded */
+extern void outbox_bell_install(void);	/* the commit hook: once, in the postmaster; every backend inherits it */
 
 /* ---- slots ---- */
 
 /* This database's slot, made if need be (reset when the extension is another); raises if preload is missing or all slots are taken. */
 extern PGDLLEXPORT OutboxDatabase *outbox_bell_database(Oid extension);
 
-/* The slot by number, for launcher and workers; NULL past the end.  And the number of a slot. */
+/* The slot by number, for launcher and workers; NULL past the end.  And how many there are. */
 extern PGDLLEXPORT OutboxDatabase *outbox_bell_slot(int number);
 extern PGDLLEXPORT int outbox_bell_slots(void);
 
@@ -123,7 +139,10 @@ extern PGDLLEXPORT void outbox_bell_ring(OutboxDatabase *database, uint32 reason
 
 /* ---- the worker's side ---- */
 
-/* Claims the slot for this process until it exits; false if another one has it. Detaches by itself at exit, saying how it ended. */
+/*
+ * Claims the slot for this process until it exits; false if another one has it, or a command needs the worker gone: then exit, at best without
+ * having connected to the database. Detaches by itself at exit, saying how it ended.
+ */
 extern PGDLLEXPORT bool outbox_bell_attach(OutboxDatabase *database);
 extern PGDLLEXPORT void outbox_bell_set_end(OutboxDatabase *database, OutboxWorkerEnd end);
 
@@ -136,6 +155,35 @@ extern PGDLLEXPORT uint32 outbox_bell_answer(OutboxDatabase *database);
 /* The runtime state of a subscription (an element of shared memory), made if need be; NULL when outbox.max_subscriptions are in use. */
 extern PGDLLEXPORT OutboxLaneStatus *outbox_bell_lane(OutboxDatabase *database, int32 subscription, bool create);
 extern PGDLLEXPORT void outbox_bell_forget_lane(OutboxDatabase *database, int32 subscription);
+
+/* ---- the launcher's side, and the operator's ---- */
+
+extern OutboxLauncher *outbox_bell_launcher(void);
+extern void outbox_bell_wake_launcher(void);
+
+/* The slot of a database, or NULL: it has none, or the library was not preloaded. */
+extern OutboxDatabase *outbox_bell_find(Oid database);
+
+/* Frees the slot of a database that is gone, unless a worker has it. */
+extern void outbox_bell_free(Oid database);
+
+/* Arm or disarm this database when this transaction commits. */
+extern void outbox_bell_note_armed(OutboxDatabase *database, bool armed);
+
+/*
+ * What a lister found: these databases (OIDs), and no others, are armed. Makes slots, and says how many could not be made. When someone was
+ * armed or disarmed since `told` was read, nothing is taken back: the launcher will list again.
+ */
+extern int	outbox_bell_listed(List *armed, uint64 told);
+
+/* A copy of the runtime state of all subscriptions of this slot's extension, palloc'd. */
+typedef struct OutboxLaneCopy
+{
+	int32		subscription;
+	OutboxLaneStatus status;
+} OutboxLaneCopy;
+
+extern OutboxLaneCopy *outbox_bell_copy_lanes(OutboxDatabase *database, int *n);
 
 /* Compared by outbox_delivery before it touches any of the above. */
 extern PGDLLEXPORT int outbox_abi(void);

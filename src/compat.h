@@ -34,6 +34,26 @@
 #define OutboxCreateWaitEventSet(n) CreateWaitEventSet(NULL, (n))
 #endif
 
+/* whether synchronous_standby_names names anybody (replication/walsender_private.h; the same in every supported minor release) */
+#define OutboxSyncStandbysDefined() ((WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0)
+
+/* object_ownercheck() replaced a function per catalog in 16 */
+#if PG_VERSION_NUM < 160000
+#define OutboxOwnsDatabase(database, role) pg_database_ownercheck((database), (role))
+#else
+#define OutboxOwnsDatabase(database, role) object_ownercheck(DatabaseRelationId, (database), (role))
+#endif
+
+/* a tranche gets its name where it gets its number since 19; and hash tables in shared memory no longer grow */
+#if PG_VERSION_NUM < 190000
+#define OutboxNewTranche(tranche, name) ((tranche) = LWLockNewTrancheId(), LWLockRegisterTranche((tranche), (name)))
+#define OutboxShmemInitHash(name, size, info, flags) ShmemInitHash((name), (size), (size), (info), (flags))
+#else
+#define OutboxNewTranche(tranche, name) ((tranche) = LWLockNewTrancheId(name))
+#define OutboxShmemInitHash(name, size, info, flags) ShmemInitHash((name), (size), (info), (flags))
+#endif
+
+/* since 19 the server itself ends such workers for commands that need a database to itself */
 #if PG_VERSION_NUM < 190000
 #define BGWORKER_INTERRUPTIBLE 0
 #endif

@@ -1,0 +1,161 @@
+/*
+ * Every setting of outbox, in one place.
+ *
+ * Settings are read where they are needed and never copied, so that a reload takes effect at the next use.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "datatype/timestamp.h"
+#include "settings.h"
+#include "utils/guc.h"
+
+PGDLLEXPORT bool outbox_enabled = true;
+PGDLLEXPORT char *outbox_armed = NULL;
+PGDLLEXPORT bool outbox_auto_maintain = true;
+PGDLLEXPORT int outbox_maintenance_interval = 10;
+PGDLLEXPORT int outbox_max_payload = 1024;
+PGDLLEXPORT int outbox_event_retention = 3 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_attempt_retention = 3 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_dead_letter_retention = 30 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_segment_size = 1024 * 1024;
+PGDLLEXPORT int outbox_segment_age = 0;
+PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
+PGDLLEXPORT int outbox_max_in_flight = 512;
+PGDLLEXPORT char *outbox_source = NULL;
+PGDLLEXPORT char *outbox_traceparent = NULL;
+PGDLLEXPORT int outbox_max_databases = 16;
+PGDLLEXPORT int outbox_max_subscriptions = 10000;
+
+static const struct config_enum_entry attempt_logs[] = {
+	{"all", OUTBOX_ATTEMPTS_ALL, false},
+	{"failures", OUTBOX_ATTEMPTS_FAILURES, false},
+	{"none", OUTBOX_ATTEMPTS_NONE, false},
+	{NULL, 0, false}
+};
+
+/* The source becomes an HTTP field and a URI-reference: RFC 3986 knows visible ASCII only. */
+static bool
+check_source(char **value, void **extra, GucSource source)
+{
+	for (const char *c = *value; *c; c++)
+	{
+		if (*c <= ' ' || *c > '~' || strchr("\"<>\\^`{|}", *c) != NULL)
+		{
+			GUC_check_errdetail("A URI reference has no spaces, control characters, non-ASCII characters or any of \"<>\\^`{|}.");
+			return false;
+		}
+	}
+	return true;
+}
+
+static void
+define_switches(void)
+{
+	DefineCustomBoolVariable("outbox.enabled",
+							 "Permits delivery workers on this server.",
+							 "When off, nothing is delivered, whatever is armed. Events are still recorded.",
+							 &outbox_enabled, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("outbox.armed",
+							   "Epoch that outbox.start() armed in this database.",
+							   "Set by outbox.start(), reset by outbox.stop(). Counts only as a setting of the database.",
+							   &outbox_armed, "",
+							   PGC_SUSET, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	DefineCustomBoolVariable("outbox.auto_maintain",
+							 "Lets the delivery worker run outbox.maintain() by itself.",
+							 NULL,
+							 &outbox_auto_maintain, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.maintenance_interval",
+							"Time between two rounds of maintenance by the delivery worker.",
+							NULL,
+							&outbox_maintenance_interval, 10, 1, SECS_PER_DAY,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+}
+
+static void
+define_retention(void)
+{
+	DefineCustomIntVariable("outbox.event_retention",
+							"Time that events stay readable after they were enqueued.",
+							NULL,
+							&outbox_event_retention, 3 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.attempt_retention",
+							"Time that delivery attempts stay in the attempt log.",
+							NULL,
+							&outbox_attempt_retention, 3 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.dead_letter_retention",
+							"Time that dead letters are kept.",
+							NULL,
+							&outbox_dead_letter_retention, 30 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.segment_size",
+							"Size of a segment of the event log beyond which the next one is used.",
+							NULL,
+							&outbox_segment_size, 1024 * 1024, 8, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.segment_age",
+							"Age of a segment of the event log beyond which the next one is used.",
+							"Zero means a twelfth of outbox.event_retention.",
+							&outbox_segment_age, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomEnumVariable("outbox.attempt_log",
+							 "Selects the delivery attempts that are logged.",
+							 NULL,
+							 &outbox_attempt_log, OUTBOX_ATTEMPTS_ALL, attempt_logs,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+}
+
+static void
+define_traffic(void)
+{
+	DefineCustomIntVariable("outbox.max_payload",
+							"Largest payload of an event.",
+							NULL,
+							&outbox_max_payload, 1024, 1, 256 * 1024,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_in_flight",
+							"Requests of one database that may be in flight at a time.",
+							NULL,
+							&outbox_max_in_flight, 512, 1, 10000,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("outbox.source",
+							   "CloudEvents source of all events.",
+							   "An empty string means urn:outbox: and the name of the database.",
+							   &outbox_source, "",
+							   PGC_SIGHUP, 0, check_source, NULL, NULL);
+	DefineCustomStringVariable("outbox.traceparent",
+							   "W3C trace context of the events that this session enqueues.",
+							   "A value that is not valid is ignored.",
+							   &outbox_traceparent, "",
+							   PGC_USERSET, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+}
+
+static void
+define_shared_memory(void)
+{
+	DefineCustomIntVariable("outbox.max_databases",
+							"Databases of this server that can use outbox.",
+							NULL,
+							&outbox_max_databases, 16, 1, 10000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_subscriptions",
+							"Subscriptions whose state is shown, in all databases of this server together.",
+							NULL,
+							&outbox_max_subscriptions, 10000, 1, 1000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+}
+
+void
+outbox_settings_define(void)
+{
+	define_switches();
+	define_retention();
+	define_traffic();
+	define_shared_memory();
+	MarkGUCPrefixReserved("outbox");
+}
