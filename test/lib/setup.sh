@@ -219,7 +219,7 @@ enter() {
 
 	set -m
 	as_unprivileged env OUTBOX_INSIDE="$scratch" PGVERSION="$PGVERSION" HOME="$scratch/home" LC_ALL=C.UTF-8 TZ=UTC TMPDIR="$scratch/run" NODE_PATH="$scratch/node/usr/share/nodejs:/usr/share/nodejs" \
-		PATH="$scratch/tree/usr/lib/postgresql/$PGVERSION/bin:/usr/local/bin:/usr/bin:/bin" \
+		PATH="$scratch/tree/usr/lib/postgresql/$PGVERSION/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
 		bash "$scratch/source/test/$script" "$@" </dev/null 9>&- &
 	inside=$!
 	set +m
