@@ -6,6 +6,19 @@
 -- Nothing in here trusts the search path: every name is qualified, and the path itself is the safest one.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- The schema may have been there before. Whoever owns it could replace what is in it, so it must belong to a superuser, and be closed to others.
+DO $check_schema$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
+                WHERE n.nspname OPERATOR(pg_catalog.=) 'outbox' AND NOT r.rolsuper)
+       OR pg_catalog.has_schema_privilege('public', 'outbox', 'CREATE') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'schema "outbox" is not safe for this extension',
+            DETAIL = 'It belongs to a role that is not a superuser, or everybody may create objects in it.', HINT = 'Drop the schema, or give it to a superuser and revoke CREATE on it from PUBLIC.';
+    END IF;
+END
+$check_schema$;
+COMMENT ON SCHEMA outbox IS 'outbox: events committed with your data reach webhooks';
+
 -- ===== identity ==========================================================================================================
 
 -- The epoch: the random identity of this installation in this database. A constant in a function made here, so that a restored dump (which
@@ -54,6 +67,28 @@ $make_segments$;
 CREATE TABLE outbox.kept_event (LIKE outbox.event, PRIMARY KEY (id));
 SELECT pg_catalog.pg_extension_config_dump('outbox.kept_event', '');
 
+COMMENT ON TABLE outbox.event IS 'The event log: every event recorded and not yet retired. Insert-only; written by enqueue() alone. Its rows are in the segments event_0 … event_15.';
+COMMENT ON COLUMN outbox.event.id IS 'UUID version 7, strictly increasing within the database; also webhook-id and ce-id';
+COMMENT ON COLUMN outbox.event.xid IS 'The transaction that recorded it (top level)';
+COMMENT ON COLUMN outbox.event.epoch IS 'The installation that recorded it: epoch()';
+COMMENT ON COLUMN outbox.event.created_at IS 'When it was recorded (not: committed)';
+COMMENT ON COLUMN outbox.event.type IS 'Its type: dot-separated words';
+COMMENT ON COLUMN outbox.event.key IS 'Ordering key; NULL: not ordered';
+COMMENT ON COLUMN outbox.event.tenant IS 'Whose event it is';
+COMMENT ON COLUMN outbox.event.payload IS 'The body, if it is JSON';
+COMMENT ON COLUMN outbox.event.body IS 'The body, if it is not (enqueue_raw)';
+COMMENT ON COLUMN outbox.event.content_type IS 'Of body';
+COMMENT ON COLUMN outbox.event.headers IS 'HTTP fields to send with it: an object of strings';
+COMMENT ON COLUMN outbox.event.traceparent IS 'W3C trace context of the producer';
+COMMENT ON TABLE outbox.kept_event IS 'Events that a row of delivery still points to, after their segment was emptied; columns as in event';
+DO $describe_segments$
+BEGIN
+    FOR segment IN 0 .. 15 LOOP
+        EXECUTE pg_catalog.format('COMMENT ON TABLE outbox.event_%s IS %L', segment, 'A segment of the event log: read and write outbox.event instead');
+    END LOOP;
+END
+$describe_segments$;
+
 -- ===== subscriptions =====================================================================================================
 
 CREATE TABLE outbox.subscription (
@@ -93,6 +128,42 @@ CREATE TABLE outbox.subscription (
     start_after      uuid
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.subscription_id_seq', '');   -- a restored copy does not use an id twice
+
+COMMENT ON TABLE outbox.subscription IS 'Named readers of the event log. Changed by subscribe(), alter_subscription(), pause(), resume(), unsubscribe(); seen in subscription_status.';
+COMMENT ON COLUMN outbox.subscription.id IS 'Number, never used again';
+COMMENT ON COLUMN outbox.subscription.name IS 'Name, unique';
+COMMENT ON COLUMN outbox.subscription.kind IS 'push (has a URL) or pull (drained by SQL)';
+COMMENT ON COLUMN outbox.subscription.url IS 'Of the webhook receiver: a secret';
+COMMENT ON COLUMN outbox.subscription.tenant IS 'Only events of this tenant; NULL: of every tenant, and without one';
+COMMENT ON COLUMN outbox.subscription.types IS 'Patterns of the types it wants';
+COMMENT ON COLUMN outbox.subscription.ordering IS 'key: events with the same key one after the other; none';
+COMMENT ON COLUMN outbox.subscription.on_dead IS 'After a dead letter: skip to the key''s next event, or block the key';
+COMMENT ON COLUMN outbox.subscription.network IS 'public: https, permitted ports, no internal addresses; private';
+COMMENT ON COLUMN outbox.subscription.ports IS 'Ports permitted under public';
+COMMENT ON COLUMN outbox.subscription.max_in_flight IS 'Requests at a time';
+COMMENT ON COLUMN outbox.subscription.timeout IS 'For a whole exchange';
+COMMENT ON COLUMN outbox.subscription.connect_timeout IS 'For name resolution, connection and TLS';
+COMMENT ON COLUMN outbox.subscription.retry_base IS 'Delay after the first failure';
+COMMENT ON COLUMN outbox.subscription.retry_factor IS 'Growth of the delay with each further failure';
+COMMENT ON COLUMN outbox.subscription.retry_max IS 'Longest delay, also of a Retry-After';
+COMMENT ON COLUMN outbox.subscription.retry_jitter IS 'Part of each delay by which it is spread, 0 to 1';
+COMMENT ON COLUMN outbox.subscription.max_attempts IS 'Then it is a dead letter';
+COMMENT ON COLUMN outbox.subscription.give_up_after IS 'Since the first attempt: then it is a dead letter; 0: never';
+COMMENT ON COLUMN outbox.subscription.fatal_statuses IS 'HTTP statuses that make a dead letter at once';
+COMMENT ON COLUMN outbox.subscription.max_blocked IS 'Undelivered events it may go past; then it waits';
+COMMENT ON COLUMN outbox.subscription.response_kept IS 'Bytes of an answer''s body that are kept';
+COMMENT ON COLUMN outbox.subscription.state IS 'active, paused, or disabled (the receiver answered 410)';
+COMMENT ON COLUMN outbox.subscription.reason IS 'Why it is paused or disabled';
+COMMENT ON COLUMN outbox.subscription.state_since IS 'When the state was entered';
+COMMENT ON COLUMN outbox.subscription.labels IS 'The user''s, a JSON object';
+COMMENT ON COLUMN outbox.subscription.description IS 'The user''s';
+COMMENT ON COLUMN outbox.subscription.created_at IS 'When subscribe() was called';
+COMMENT ON COLUMN outbox.subscription.start_epoch IS 'In which installation; in another the start excludes nothing';
+COMMENT ON COLUMN outbox.subscription.start_snapshot IS 'What this snapshot saw is not for it; NULL: nothing is excluded';
+COMMENT ON COLUMN outbox.subscription.start_next IS 'First xid not assigned at start_snapshot';
+COMMENT ON COLUMN outbox.subscription.start_clock IS 'Id clock at start_snapshot';
+COMMENT ON COLUMN outbox.subscription.start_after IS 'Events with lower ids are not for it; NULL: none is excluded';
 
 -- Earlier matching rules of a subscription: they apply to what `until` saw (alter_subscription's snapshot).
 CREATE TABLE outbox.subscription_match (
@@ -108,6 +179,16 @@ CREATE TABLE outbox.subscription_match (
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription_match', '');
 
+COMMENT ON TABLE outbox.subscription_match IS 'Earlier matching rules of a subscription, for events that were committed under them; removed when its cursor is past those';
+COMMENT ON COLUMN outbox.subscription_match.subscription_id IS 'Whose';
+COMMENT ON COLUMN outbox.subscription_match.version IS 'Ascending: the lowest whose until_snapshot sees an event applies to it';
+COMMENT ON COLUMN outbox.subscription_match.types IS 'The types it wanted';
+COMMENT ON COLUMN outbox.subscription_match.tenant IS 'The tenant it had';
+COMMENT ON COLUMN outbox.subscription_match.epoch IS 'The installation that until_snapshot belongs to';
+COMMENT ON COLUMN outbox.subscription_match.until_snapshot IS 'What this snapshot saw is matched by these rules';
+COMMENT ON COLUMN outbox.subscription_match.until_next IS 'First xid not assigned then';
+COMMENT ON COLUMN outbox.subscription_match.until_clock IS 'Id clock then';
+
 -- Signing secrets, the newest first in use; an older one signs too until it expires.
 CREATE TABLE outbox.secret (
     id               integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -116,7 +197,16 @@ CREATE TABLE outbox.secret (
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     expires_at       timestamptz               -- NULL: the current one
 );
+CREATE INDEX secret_subscription_id_idx ON outbox.secret (subscription_id);
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.secret_id_seq', '');
+
+COMMENT ON TABLE outbox.secret IS 'Signing secrets. Granted to nobody; dumps and base backups contain them.';
+COMMENT ON COLUMN outbox.secret.id IS 'Ascending: the highest of a subscription is the newest';
+COMMENT ON COLUMN outbox.secret.subscription_id IS 'Whose';
+COMMENT ON COLUMN outbox.secret.secret IS 'The key bytes: what whsec_ is the base64 of';
+COMMENT ON COLUMN outbox.secret.created_at IS 'When it came into use';
+COMMENT ON COLUMN outbox.secret.expires_at IS 'Until when it signs beside a newer one; NULL: the current one';
 
 -- ===== where subscriptions are ===========================================================================================
 
@@ -155,6 +245,29 @@ SELECT pg_catalog.pg_extension_config_dump('outbox.tick_1', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.cursor_0', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.cursor_1', '');
 
+COMMENT ON TABLE outbox.tick IS 'Ticks (snapshots with a number) that a cursor refers to; rows are in tick_0 and tick_1';
+COMMENT ON COLUMN outbox.tick.tick IS 'Its number, ascending';
+COMMENT ON COLUMN outbox.tick.epoch IS 'The installation';
+COMMENT ON COLUMN outbox.tick.snapshot IS 'What it sees';
+COMMENT ON COLUMN outbox.tick.next IS 'First xid not assigned then';
+COMMENT ON COLUMN outbox.tick.clock IS 'Id clock then';
+COMMENT ON COLUMN outbox.tick."offset" IS 'Events ticked up to its end';
+COMMENT ON COLUMN outbox.tick.at IS 'When it was taken';
+COMMENT ON TABLE outbox.tick_0 IS 'Written in turn with tick_1; read outbox.tick';
+COMMENT ON TABLE outbox.tick_1 IS 'Written in turn with tick_0; read outbox.tick';
+COMMENT ON TABLE outbox.cursor IS 'How far each subscription is, append-only: the row with the highest seq counts; rows are in cursor_0 and cursor_1';
+COMMENT ON COLUMN outbox.cursor.seq IS 'Ascending: the highest of a subscription counts';
+COMMENT ON COLUMN outbox.cursor.epoch IS 'The installation';
+COMMENT ON COLUMN outbox.cursor.subscription_id IS 'Whose; 0: the head, which is where all are that have nothing to do';
+COMMENT ON COLUMN outbox.cursor.at_head IS 'It is wherever the head is';
+COMMENT ON COLUMN outbox.cursor.base IS 'A tick: all that it saw is done; 0: the subscription''s start';
+COMMENT ON COLUMN outbox.cursor.tick IS 'A tick: of what it saw and base did not, all up to after is done; equal to base: all of it';
+COMMENT ON COLUMN outbox.cursor.after IS 'The last event done of that window';
+COMMENT ON COLUMN outbox.cursor."offset" IS 'Events it has read past';
+COMMENT ON COLUMN outbox.cursor.at IS 'When this was written';
+COMMENT ON TABLE outbox.cursor_0 IS 'Written in turn with cursor_1; read outbox.cursor';
+COMMENT ON TABLE outbox.cursor_1 IS 'Written in turn with cursor_0; read outbox.cursor';
+
 -- ===== exceptions ========================================================================================================
 
 -- An (event, subscription) that its cursor has passed and that is not delivered.
@@ -174,7 +287,21 @@ CREATE TABLE outbox.delivery (
 );
 CREATE INDEX delivery_event_id_idx ON outbox.delivery (event_id);
 CREATE INDEX delivery_open_idx ON outbox.delivery (subscription_id, event_id) WHERE status NOT IN ('dead', 'discarded');
+CREATE INDEX delivery_dead_idx ON outbox.delivery (subscription_id, ended_at) WHERE status = 'dead';
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');
+
+COMMENT ON TABLE outbox.delivery IS 'Events that a cursor has passed and that are not delivered; seen in delivery_status, dead_letter and blocked_key';
+COMMENT ON COLUMN outbox.delivery.subscription_id IS 'For whom';
+COMMENT ON COLUMN outbox.delivery.event_id IS 'The event';
+COMMENT ON COLUMN outbox.delivery.status IS 'sending (in flight for long), retrying, blocked (behind another event of its key), leased, dead, discarded';
+COMMENT ON COLUMN outbox.delivery.key IS 'The event''s ordering key, if the subscription orders by it';
+COMMENT ON COLUMN outbox.delivery.attempts IS 'Made so far, since the last redrive';
+COMMENT ON COLUMN outbox.delivery.first_attempt_at IS 'When the first of them began: give_up_after counts from here';
+COMMENT ON COLUMN outbox.delivery.next_attempt_at IS 'retrying: when it is tried again';
+COMMENT ON COLUMN outbox.delivery.last_status_code IS 'HTTP status of the last attempt';
+COMMENT ON COLUMN outbox.delivery.last_error IS 'How the last attempt failed';
+COMMENT ON COLUMN outbox.delivery.reason IS 'dead: why it was given up';
+COMMENT ON COLUMN outbox.delivery.ended_at IS 'dead, discarded: when';
 
 -- The attempt log: one row per HTTP exchange (and event in it), append-only, a ring emptied by TRUNCATE.
 CREATE TABLE outbox.attempt_log (
@@ -199,6 +326,24 @@ BEGIN
 END
 $make_attempts$;
 
+COMMENT ON TABLE outbox.attempt_log IS 'The attempt log, as the worker writes it; read the view attempt. Rows are in attempt_log_0 … attempt_log_3.';
+COMMENT ON COLUMN outbox.attempt_log.event_id IS 'The event';
+COMMENT ON COLUMN outbox.attempt_log.at IS 'When the attempt began';
+COMMENT ON COLUMN outbox.attempt_log.subscription_id IS 'To whom';
+COMMENT ON COLUMN outbox.attempt_log.duration IS 'Microseconds';
+COMMENT ON COLUMN outbox.attempt_log.attempt IS 'Its number, from 1';
+COMMENT ON COLUMN outbox.attempt_log.status_code IS 'HTTP status; NULL without an answer';
+COMMENT ON COLUMN outbox.attempt_log.outcome IS 'OutboxOutcome of src/delivery/verdict.h: 0 is delivered';
+COMMENT ON COLUMN outbox.attempt_log.error IS 'What went wrong';
+COMMENT ON COLUMN outbox.attempt_log.response IS 'The first bytes of the answer''s body';
+DO $describe_attempts$
+BEGIN
+    FOR part IN 0 .. 3 LOOP
+        EXECUTE pg_catalog.format('COMMENT ON TABLE outbox.attempt_log_%s IS %L', part, 'A part of the attempt log: read outbox.attempt instead');
+    END LOOP;
+END
+$describe_attempts$;
+
 -- What operators did to events: redrive, discard, skipped backlogs.
 CREATE TABLE outbox.operation (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -210,6 +355,16 @@ CREATE TABLE outbox.operation (
     count         bigint      NOT NULL
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.operation_id_seq', '');
+
+COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe';
+COMMENT ON COLUMN outbox.operation.id IS 'Number';
+COMMENT ON COLUMN outbox.operation.at IS 'When: the beginning of its transaction';
+COMMENT ON COLUMN outbox.operation.role IS 'Who: the role it was done as';
+COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard or unsubscribe';
+COMMENT ON COLUMN outbox.operation.subscription IS 'The subscription, if one was named';
+COMMENT ON COLUMN outbox.operation.selector IS 'The arguments that were given';
+COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned';
 
 -- Ranges that a subscription gave up because it was too far behind.
 CREATE TABLE outbox.gap (
@@ -222,3 +377,1410 @@ CREATE TABLE outbox.gap (
     reason        text        NOT NULL
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.gap', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.gap_id_seq', '');
+
+COMMENT ON TABLE outbox.gap IS 'Ranges of the event log that a subscription gave up because it was too far behind';
+COMMENT ON COLUMN outbox.gap.id IS 'Number';
+COMMENT ON COLUMN outbox.gap.subscription IS 'Who gave it up';
+COMMENT ON COLUMN outbox.gap.at IS 'When';
+COMMENT ON COLUMN outbox.gap.from_id IS 'The first event given up';
+COMMENT ON COLUMN outbox.gap.to_id IS 'The last event given up';
+COMMENT ON COLUMN outbox.gap.events IS 'How many, about';
+COMMENT ON COLUMN outbox.gap.reason IS 'Why';
+
+-- ===== the library =======================================================================================================
+
+-- What is written in C. Functions whose names begin with _ are for the ones further down; nobody needs to call them.
+-- Arguments are checked in C, where the refusals have their SQLSTATE, detail and hint.
+
+CREATE FUNCTION outbox.enqueue(type text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL, deliver_at timestamptz DEFAULT NULL,
+                               dedup_key text DEFAULT NULL, tenant text DEFAULT NULL)
+RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_enqueue';
+COMMENT ON FUNCTION outbox.enqueue(text, jsonb, text, jsonb, timestamptz, text, text) IS
+'Records an event in the current transaction: it exists if and only if that commits. Returns its id.
+type: dot-separated words of printable characters, at most 255 bytes. payload: JSON, at most outbox.max_payload. key: ordering key, at most 1 kB.
+headers: an object of strings, sent as HTTP fields. tenant: at most 128 bytes. deliver_at, dedup_key: not built yet (0A000).
+Refuses an invalid argument with 22023 or 22004, a payload that is too large with 54000, read-only transactions and standbys with 25006.';
+
+CREATE FUNCTION outbox.enqueue_raw(type text, body bytea, content_type text, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+                                   deliver_at timestamptz DEFAULT NULL, dedup_key text DEFAULT NULL, tenant text DEFAULT NULL)
+RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_enqueue_raw';
+COMMENT ON FUNCTION outbox.enqueue_raw(text, bytea, text, text, jsonb, timestamptz, text, text) IS
+'As enqueue(), for a body that is not JSON: its bytes are sent as they are, with this content_type.';
+
+CREATE FUNCTION outbox.enqueue_many(events jsonb)
+RETURNS uuid[] LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_enqueue_many';
+COMMENT ON FUNCTION outbox.enqueue_many(jsonb) IS
+'Records many events at once. events: an array of objects with the argument names of enqueue(); an unknown member is an error. Returns the ids, in the order of the array.';
+
+CREATE FUNCTION outbox._new_event() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_new_event';
+COMMENT ON FUNCTION outbox._new_event() IS 'INSERT into the view new_event becomes enqueue()';
+
+CREATE FUNCTION outbox._refuse_event_change() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_refuse_event_change';
+COMMENT ON FUNCTION outbox._refuse_event_change() IS 'Refuses to change the event log by hand (55000), with a hint';
+
+CREATE FUNCTION outbox._changed() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_changed';
+COMMENT ON FUNCTION outbox._changed() IS 'Tells the delivery worker, at commit, that subscriptions or deliveries have changed';
+
+CREATE FUNCTION outbox.maintain(OUT action text, OUT segment integer, OUT count bigint, OUT detail text)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_maintain';
+COMMENT ON FUNCTION outbox.maintain() IS
+'One round of maintenance of the event log: rotates, seals and empties segments, and says what it did. The delivery worker does this by itself unless outbox.auto_maintain is off.
+Never waits for a lock. Refused inside a transaction block (25001) and above READ COMMITTED.';
+
+CREATE FUNCTION outbox._segments(OUT segment integer, OUT relation regclass, OUT is_current boolean, OUT sealed boolean, OUT seal_tick bigint,
+                                 OUT first_id uuid, OUT last_id uuid, OUT bytes bigint)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_segments';
+COMMENT ON FUNCTION outbox._segments() IS 'The segments of the event log: what is in them, and the first tick that begins after each was sealed; first_id and last_id are NULL in an empty one';
+
+CREATE FUNCTION outbox._ping(subscription text) RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_ping';
+COMMENT ON FUNCTION outbox._ping(text) IS 'Records an event of type outbox.ping that goes to this subscription alone';
+
+CREATE FUNCTION outbox._arm(armed boolean) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_arm';
+COMMENT ON FUNCTION outbox._arm(boolean) IS 'Tells the launcher, at commit, that this database was armed or disarmed';
+
+CREATE FUNCTION outbox._position_now(OUT snapshot pg_snapshot, OUT next xid8, OUT clock bigint, OUT epoch bigint)
+RETURNS record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_position_now';
+COMMENT ON FUNCTION outbox._position_now() IS
+'The place in the event log that is now: a new snapshot in which the calling transaction counts as in progress; the first xid not assigned yet; the id clock; the epoch';
+
+CREATE FUNCTION outbox._type_matches(types text[], type text) RETURNS boolean LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_type_matches';
+COMMENT ON FUNCTION outbox._type_matches(text[], text) IS 'Does one of these patterns match the type?';
+
+CREATE FUNCTION outbox._check_types(types text[]) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_types';
+COMMENT ON FUNCTION outbox._check_types(text[]) IS 'Refuses what is not a non-empty list of valid patterns (22023)';
+
+CREATE FUNCTION outbox._acting_role() RETURNS oid LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_acting_role';
+COMMENT ON FUNCTION outbox._acting_role() IS 'The role that the session acts as, also inside SECURITY DEFINER functions';
+
+CREATE FUNCTION outbox._runtime(OUT subscription_id integer, OUT in_flight integer, OUT exceptions integer, OUT blocked_keys integer, OUT at_head boolean,
+                                OUT "offset" bigint, OUT oldest_at timestamptz, OUT last_success_at timestamptz, OUT last_error_at timestamptz,
+                                OUT breaker_open_until timestamptz, OUT next_probe_at timestamptz, OUT last_error text)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_runtime';
+COMMENT ON FUNCTION outbox._runtime() IS 'What the delivery worker says of each subscription, from shared memory';
+
+CREATE FUNCTION outbox._worker(OUT preloaded boolean, OUT library_version text, OUT launcher_pid integer, OUT worker_pid integer, OUT wanted boolean,
+                               OUT trouble text, OUT started_at timestamptz, OUT turn_at timestamptz, OUT tick_at timestamptz, OUT maintained_at timestamptz,
+                               OUT tick bigint, OUT "offset" bigint, OUT delivered bigint, OUT failed bigint, OUT in_flight integer, OUT error text,
+                               OUT error_at timestamptz)
+RETURNS record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_worker_status';
+COMMENT ON FUNCTION outbox._worker() IS 'What launcher and delivery worker of this database say of themselves, from shared memory';
+
+CREATE FUNCTION outbox._event_time(id uuid) RETURNS timestamptz LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_event_time';
+COMMENT ON FUNCTION outbox._event_time(uuid) IS 'The instant in an event id, to the millisecond';
+
+-- ===== producing =========================================================================================================
+
+-- For ORMs: INSERT INTO outbox.new_event (type, payload) VALUES (…) RETURNING id. The view itself never shows a row.
+CREATE VIEW outbox.new_event AS
+SELECT NULL::pg_catalog.uuid        AS id,
+       NULL::pg_catalog.text        AS type,
+       NULL::pg_catalog.jsonb       AS payload,
+       NULL::pg_catalog.text        AS key,
+       NULL::pg_catalog.jsonb       AS headers,
+       NULL::pg_catalog.timestamptz AS deliver_at,
+       NULL::pg_catalog.text        AS dedup_key,
+       NULL::pg_catalog.text        AS tenant
+ WHERE false;
+CREATE TRIGGER enqueue INSTEAD OF INSERT ON outbox.new_event FOR EACH ROW EXECUTE FUNCTION outbox._new_event();
+
+COMMENT ON VIEW outbox.new_event IS 'Events to be: an INSERT is a call of enqueue(); RETURNING id gives the id. Always empty.';
+COMMENT ON COLUMN outbox.new_event.id IS 'Set by the insert: do not give one';
+COMMENT ON COLUMN outbox.new_event.type IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.payload IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.key IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.headers IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.deliver_at IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.dedup_key IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.tenant IS 'As in enqueue()';
+
+-- The log is written by enqueue() and emptied by retirement, neither of which fires triggers. All else is a mistake, save one: a restored dump
+-- brings rows, which can be told by their epoch. (Logical replication and --disable-triggers do not fire these either.)
+DO $guard_events$
+DECLARE
+    relation pg_catalog.text;
+BEGIN
+    FOREACH relation IN ARRAY ARRAY['event'::pg_catalog.text] OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.format('event_%s', i) FROM pg_catalog.generate_series(0, 15) AS i) LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_insert BEFORE INSERT ON outbox.%I FOR EACH ROW WHEN (COALESCE(NEW.epoch OPERATOR(pg_catalog.=) outbox.epoch(), true)) EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON outbox.%I FOR EACH ROW EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON outbox.%I FOR EACH STATEMENT EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+    END LOOP;
+END
+$guard_events$;
+
+-- Whoever changes these tables, and however, the worker hears of it when the change commits.
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.subscription       FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.subscription_match FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.secret             FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.delivery           FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+
+-- ===== subscribing =======================================================================================================
+
+-- A subscription is built as a row: defaults first, then what was given, then one check of the whole, because some options limit each other. The
+-- functions run as the owner, who alone may touch the tables; who acts is asked of _acting_role(). No error shows more of a URL than its
+-- scheme, host and port, nor anything of a secret.
+
+CREATE FUNCTION outbox._default_subscription() RETURNS outbox.subscription LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.subscription;
+BEGIN
+    s.kind            := 'push';
+    s.types           := '{**}';
+    s.ordering        := 'key';
+    s.on_dead         := 'skip';
+    s.network         := 'public';
+    s.ports           := '{443}';
+    s.max_in_flight   := 10;
+    s.timeout         := '15 s';
+    s.connect_timeout := '5 s';
+    s.retry_base      := '5 s';
+    s.retry_factor    := 4;
+    s.retry_max       := '4 h';
+    s.retry_jitter    := 0.2;
+    s.max_attempts    := 25;
+    s.give_up_after   := '72 h';
+    s.fatal_statuses  := '{}';
+    s.max_blocked     := 10000;
+    s.response_kept   := 1024;
+    s.state           := 'active';
+    s.state_since     := now();
+    s.created_at      := now();
+    s.start_epoch     := outbox.epoch();
+    RETURN s;
+END
+$$;
+COMMENT ON FUNCTION outbox._default_subscription() IS 'The default of every option of a subscription';
+
+CREATE FUNCTION outbox._refuse_option(option text, detail text, hint text) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE invalid_parameter_value USING MESSAGE = format('invalid value for subscription option "%s"', option), DETAIL = detail, HINT = hint;
+END
+$$;
+COMMENT ON FUNCTION outbox._refuse_option(text, text, text) IS 'Raises 22023 for an option of a subscription';
+
+-- Stricter than RFC 3986, so that no two parsers can disagree about the host.
+CREATE FUNCTION outbox._check_url(url text, network text, ports integer[]) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    shape CONSTANT text := 'A URL looks like https://host/path or https://host:port/path?query.';
+    part  text[];
+    port  integer;
+BEGIN
+    IF octet_length(url) > 2048 THEN
+        PERFORM outbox._refuse_option('url', format('The URL has %s bytes; at most 2048 are permitted.', octet_length(url)), 'Use a shorter URL.');
+    ELSIF url COLLATE "C" !~ '^[!-~]+$' THEN
+        PERFORM outbox._refuse_option('url', 'The URL contains a space, a control character or a character that is not ASCII.', 'Percent-encode such characters.');
+    ELSIF url ~ '#' THEN
+        PERFORM outbox._refuse_option('url', 'The URL contains a fragment.', 'Leave out "#" and what follows it: it would not be sent.');
+    ELSIF url ~ '[\\"<>^`{|}]' THEN
+        PERFORM outbox._refuse_option('url', 'The URL contains one of the characters \ " < > ^ ` { | }.', 'Percent-encode such characters.');
+    ELSIF url !~* '^https?://' THEN
+        PERFORM outbox._refuse_option('url', 'The scheme of the URL is neither https nor http.', shape);
+    ELSIF url ~ '^[^:]+://[^/?]*@' THEN
+        PERFORM outbox._refuse_option('url', 'The URL contains a user name or password.', 'Receivers know the sender by the signature: leave out what comes before "@".');
+    END IF;
+
+    part := regexp_match(url, '^([A-Za-z]+)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?)(?::([0-9]{1,5}))?(?:[/?].*)?$');
+    IF part IS NULL THEN
+        PERFORM outbox._refuse_option('url', 'The URL has no valid host and port.', shape);
+    END IF;
+    port := COALESCE(part[3]::integer, CASE lower(part[1]) WHEN 'https' THEN 443 ELSE 80 END);
+    IF port NOT BETWEEN 1 AND 65535 THEN
+        PERFORM outbox._refuse_option('url', format('Port %s is not between 1 and 65535.', port), shape);
+    END IF;
+
+    IF network = 'public' AND lower(part[1]) <> 'https' THEN
+        PERFORM outbox._refuse_option('url', 'Subscriptions on the public network use https.', 'Use https, or have an operator set network => ''private''.');
+    ELSIF network = 'public' AND port <> ALL (ports) THEN
+        PERFORM outbox._refuse_option('url', format('Port %s is not among the permitted ports %s.', port, ports), 'Permit it with the option "ports".');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_url(text, text, integer[]) IS
+'Refuses (22023) a URL that a subscription with this network and these ports cannot use. Addresses are judged when they are dialled, after DNS.';
+
+CREATE FUNCTION outbox._check_span(option text, span interval, lowest interval, highest interval) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF span IS NULL OR span < lowest OR span > highest THEN
+        PERFORM outbox._refuse_option(option, format('%s is not between %s and %s.', COALESCE(span::text, 'NULL'), lowest, highest), format('Choose a value between %s and %s.', lowest, highest));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_span(text, interval, interval, interval) IS 'Refuses (22023) an interval out of bounds';
+
+CREATE FUNCTION outbox._check_number(option text, number float8, lowest float8, highest float8) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF number IS NULL OR NOT (number BETWEEN lowest AND highest) THEN   -- NaN is larger than all
+        PERFORM outbox._refuse_option(option, format('%s is not between %s and %s.', COALESCE(number::text, 'NULL'), lowest, highest), format('Choose a value between %s and %s.', lowest, highest));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_number(text, float8, float8, float8) IS 'Refuses (22023) a number out of bounds';
+
+CREATE FUNCTION outbox._is_operator() RETURNS boolean LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN has_function_privilege(outbox._acting_role(), 'outbox.start(boolean)', 'EXECUTE');
+COMMENT ON FUNCTION outbox._is_operator() IS 'Has the acting role the rights of an operator?';
+
+CREATE FUNCTION outbox._check_subscription(s outbox.subscription) RETURNS outbox.subscription LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    port   integer;
+    status integer;
+BEGIN
+    IF s.name IS NULL OR s.name COLLATE "C" !~ '^[A-Za-z0-9_.:-]{1,128}$' THEN
+        RAISE invalid_name USING MESSAGE = 'invalid subscription name',
+            DETAIL = 'A name has 1 to 128 characters, each a letter, a digit, or one of _ . : -', HINT = 'Choose a name such as billing or crm:eu.';
+    END IF;
+
+    IF s.ordering NOT IN ('key', 'none') THEN
+        PERFORM outbox._refuse_option('ordering', format('"%s" is not an ordering.', s.ordering), 'Use key or none.');
+    ELSIF s.on_dead NOT IN ('skip', 'block') THEN
+        PERFORM outbox._refuse_option('on_dead', format('"%s" is not a way to go on.', s.on_dead), 'Use skip (go on with the key''s next event) or block (hold the key back).');
+    ELSIF s.network NOT IN ('public', 'private') THEN
+        PERFORM outbox._refuse_option('network', format('"%s" is not a network.', s.network), 'Use public or private.');
+    ELSIF s.network = 'private' AND NOT outbox._is_operator() THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for subscriptions on the private network',
+            DETAIL = 'With network => ''private'' the server talks to internal addresses.', HINT = 'Have an operator do this, or use network => ''public''.';
+    END IF;
+
+    PERFORM outbox._check_types(s.types);
+    IF octet_length(s.tenant) NOT BETWEEN 1 AND 128 THEN
+        PERFORM outbox._refuse_option('tenant', format('The tenant has %s bytes.', octet_length(s.tenant)), 'Use 1 to 128 bytes, or leave the option out for events of every tenant.');
+    ELSIF jsonb_typeof(s.labels) <> 'object' OR octet_length(s.labels::text) > 8192 THEN
+        PERFORM outbox._refuse_option('labels', 'Labels are not a JSON object of at most 8192 bytes.', 'Use an object such as {"team": "billing"}.');
+    ELSIF octet_length(s.description) > 8192 THEN
+        PERFORM outbox._refuse_option('description', format('The description has %s bytes; at most 8192 are permitted.', octet_length(s.description)), 'Use a shorter description.');
+    END IF;
+
+    PERFORM outbox._check_number('max_in_flight', s.max_in_flight, 1, 1000);
+    PERFORM outbox._check_span('timeout', s.timeout, '100 ms', '10 min');
+    PERFORM outbox._check_span('connect_timeout', s.connect_timeout, '100 ms', s.timeout);
+    PERFORM outbox._check_span('retry_base', s.retry_base, '1 ms', '1 day');
+    PERFORM outbox._check_number('retry_factor', s.retry_factor, 1, 100);
+    PERFORM outbox._check_span('retry_max', s.retry_max, s.retry_base, '30 days');
+    PERFORM outbox._check_number('retry_jitter', s.retry_jitter, 0, 1);
+    PERFORM outbox._check_number('max_attempts', s.max_attempts, 1, 1000);
+    IF s.give_up_after <> '0'::interval THEN   -- 0: never
+        PERFORM outbox._check_span('give_up_after', s.give_up_after, s.retry_base, '365 days');
+    END IF;
+    PERFORM outbox._check_number('max_blocked', s.max_blocked, 1, 1000000);
+    PERFORM outbox._check_number('response_kept', s.response_kept, 0, 65536);
+
+    IF cardinality(s.ports) NOT BETWEEN 1 AND 100 OR array_ndims(s.ports) <> 1 THEN
+        PERFORM outbox._refuse_option('ports', 'The list does not have 1 to 100 elements.', 'List the ports that the URL may use, such as {443,8443}.');
+    END IF;
+    FOREACH port IN ARRAY s.ports LOOP
+        PERFORM outbox._check_number('ports', port, 1, 65535);
+    END LOOP;
+    IF cardinality(s.fatal_statuses) > 100 OR array_ndims(s.fatal_statuses) > 1 THEN
+        PERFORM outbox._refuse_option('fatal_statuses', 'The list has more than 100 elements or more than one dimension.', 'List HTTP statuses, such as {400,422}.');
+    END IF;
+    FOREACH status IN ARRAY s.fatal_statuses LOOP
+        PERFORM outbox._check_number('fatal_statuses', status, 300, 599);
+        IF status IN (408, 410, 425, 429) THEN
+            PERFORM outbox._refuse_option('fatal_statuses', format('Status %s has a meaning of its own: 408, 425 and 429 are retried, 410 disables the subscription.', status), 'Leave it out.');
+        END IF;
+    END LOOP;
+
+    PERFORM outbox._check_url(s.url, s.network, s.ports);
+
+    -- intervals as plain microseconds: neither readers nor arithmetic need to think about days and months
+    s.timeout         := make_interval(secs => extract(epoch FROM s.timeout)::float8);
+    s.connect_timeout := make_interval(secs => extract(epoch FROM s.connect_timeout)::float8);
+    s.retry_base      := make_interval(secs => extract(epoch FROM s.retry_base)::float8);
+    s.retry_max       := make_interval(secs => extract(epoch FROM s.retry_max)::float8);
+    s.give_up_after   := make_interval(secs => extract(epoch FROM s.give_up_after)::float8);
+    RETURN s;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_subscription(outbox.subscription) IS
+'Refuses (22023, 42602, 42501) a subscription that cannot be; returns it with its intervals normalized';
+
+-- The 60 clock bits of an instant, and the lowest id with given clock bits (src/event_id.h): so that a time can stand for a place among the ids.
+CREATE FUNCTION outbox._clock_at(instant timestamptz) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (floor(extract(epoch FROM instant) * 1000)::bigint << 12)
+     + ((extract(epoch FROM instant) * 1000000)::bigint - floor(extract(epoch FROM instant) * 1000)::bigint * 1000) * 4096 / 1000;
+COMMENT ON FUNCTION outbox._clock_at(timestamptz) IS 'The clock bits of an id of this instant: 48 bits of Unix milliseconds, 12 of fraction';
+
+CREATE FUNCTION outbox._lowest_id(clock bigint) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN overlay(lpad(to_hex(clock), 15, '0') || '8000000000000000' PLACING '7' FROM 13 FOR 0)::uuid;
+COMMENT ON FUNCTION outbox._lowest_id(bigint) IS 'The lowest event id with these clock bits';
+
+CREATE FUNCTION outbox._new_secret() RETURNS bytea LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+RETURN sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+COMMENT ON FUNCTION outbox._new_secret() IS
+'32 random bytes. Each uuid brings 122 bits of the server''s cryptographic generator, three of them more than SHA-256 can hold.';
+
+CREATE FUNCTION outbox._secret_text(secret bytea) RETURNS text LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN 'whsec_' || translate(encode(secret, 'base64'), E'\n', '');
+COMMENT ON FUNCTION outbox._secret_text(bytea) IS 'A signing secret as Standard Webhooks writes it';
+
+CREATE FUNCTION outbox._secret_bytes(secret text) RETURNS bytea LANGUAGE plpgsql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    bytes bytea;
+BEGIN
+    IF secret COLLATE "C" ~ '^whsec_[A-Za-z0-9+/]+={0,2}$' THEN
+        BEGIN
+            bytes := decode(substr(secret, 7), 'base64');
+        EXCEPTION WHEN invalid_parameter_value THEN
+            bytes := NULL;
+        END;
+    END IF;
+    IF bytes IS NULL OR octet_length(bytes) NOT BETWEEN 24 AND 64 THEN
+        PERFORM outbox._refuse_option('secret', 'A secret is "whsec_" followed by the base64 of 24 to 64 bytes.', 'Leave the option out to have one generated.');
+    END IF;
+    RETURN bytes;
+END
+$$;
+COMMENT ON FUNCTION outbox._secret_bytes(text) IS 'The key bytes of a signing secret; refuses (22023) any other text without repeating it';
+
+CREATE FUNCTION outbox.subscribe(
+    name text, url text DEFAULT NULL, types text[] DEFAULT '{**}', tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
+    starting text DEFAULT NULL, max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
+    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
+    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
+    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
+RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s       outbox.subscription;
+    here    record;
+    instant timestamptz;
+    key     bytea;
+BEGIN
+    -- from here to commit no segment is emptied: what this subscription is to read stays
+    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+
+    IF subscribe.url IS NULL THEN
+        RAISE feature_not_supported USING MESSAGE = 'pull subscriptions are not supported yet',
+            DETAIL = 'A subscription without a URL would be drained by SQL.', HINT = 'Give the URL of a webhook receiver.';
+    END IF;
+
+    s := outbox._default_subscription();
+    s.name            := subscribe.name;
+    s.url             := subscribe.url;
+    s.types           := COALESCE(subscribe.types, s.types);
+    s.tenant          := subscribe.tenant;
+    s.ordering        := COALESCE(subscribe.ordering, s.ordering);
+    s.on_dead         := COALESCE(subscribe.on_dead, s.on_dead);
+    s.network         := COALESCE(subscribe.network, s.network);
+    s.ports           := COALESCE(subscribe.ports, s.ports);
+    s.max_in_flight   := COALESCE(subscribe.max_in_flight, s.max_in_flight);
+    s.timeout         := COALESCE(subscribe.timeout, s.timeout);
+    s.connect_timeout := COALESCE(subscribe.connect_timeout, LEAST(s.connect_timeout, s.timeout));
+    s.retry_base      := COALESCE(subscribe.retry_base, s.retry_base);
+    s.retry_factor    := COALESCE(subscribe.retry_factor, s.retry_factor);
+    s.retry_max       := COALESCE(subscribe.retry_max, GREATEST(s.retry_max, s.retry_base));
+    s.retry_jitter    := COALESCE(subscribe.retry_jitter, s.retry_jitter);
+    s.max_attempts    := COALESCE(subscribe.max_attempts, s.max_attempts);
+    s.give_up_after   := COALESCE(subscribe.give_up_after, s.give_up_after);
+    s.fatal_statuses  := COALESCE(subscribe.fatal_statuses, s.fatal_statuses);
+    s.max_blocked     := COALESCE(subscribe.max_blocked, s.max_blocked);
+    s.response_kept   := COALESCE(subscribe.response_kept, s.response_kept);
+    s.labels          := subscribe.labels;
+    s.description     := subscribe.description;
+    s := outbox._check_subscription(s);
+    key := COALESCE(outbox._secret_bytes(subscribe.secret), outbox._new_secret());
+
+    IF COALESCE(subscribe.starting, 'now') = 'now' THEN
+        here := outbox._position_now();
+        s.start_epoch    := here.epoch;
+        s.start_snapshot := here.snapshot;
+        s.start_next     := here.next;
+        s.start_clock    := here.clock;
+    ELSIF subscribe.starting <> 'earliest' THEN
+        BEGIN
+            instant := subscribe.starting::timestamptz;
+        EXCEPTION WHEN data_exception THEN
+            instant := 'infinity';
+        END;
+        IF NOT isfinite(instant) OR instant < 'epoch' OR instant > '9999-12-31' THEN
+            PERFORM outbox._refuse_option('starting', format('"%s" is not a place in the event log.', subscribe.starting), 'Use now, earliest, or a timestamp.');
+        END IF;
+        s.start_after := outbox._lowest_id(outbox._clock_at(instant));
+    END IF;
+
+    s.id := nextval('outbox.subscription_id_seq'::regclass);
+    INSERT INTO outbox.subscription OVERRIDING SYSTEM VALUE SELECT s.* ON CONFLICT ON CONSTRAINT subscription_name_key DO NOTHING;
+    IF NOT FOUND THEN
+        IF subscribe.if_not_exists THEN
+            RETURN NULL;
+        END IF;
+        RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', subscribe.name),
+            DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
+    END IF;
+    INSERT INTO outbox.secret (subscription_id, secret) VALUES (s.id, key);
+    RETURN outbox._secret_text(key);
+END
+$$;
+COMMENT ON FUNCTION outbox.subscribe(text, text, text[], text, text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
+                                     integer[], integer, integer, text, integer[], jsonb, text, text, boolean) IS
+'Creates a push subscription. Returns its signing secret, which is shown only now; NULL if the subscription existed (if_not_exists).
+NULL stands for the default:
+name: 1 to 128 of letters, digits, _ . : -
+url: of the webhook receiver, at most 2048 bytes. Without one: not built yet (0A000).
+types: patterns; * is one dot-separated word, ** any number of words ({**}). tenant: only events of this tenant.
+ordering: key (events with the same key one after the other) or none (key). on_dead: skip, or block what follows a dead letter of the same key (skip).
+starting: now, earliest, or a timestamp (now: this transaction''s own events and all that commit later).
+max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 s). connect_timeout: at most timeout (5 s).
+retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h). retry_jitter: 0 to 1 (0.2).
+max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
+max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
+network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
+labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; it may appear in the server''s statement log, a generated one does not.
+Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network.';
+
+-- Found and locked for a change. Managers manage public subscriptions; those on the private network are an operator's.
+CREATE FUNCTION outbox._subscription(name text) RETURNS outbox.subscription LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.subscription;
+BEGIN
+    SELECT * INTO s FROM outbox.subscription AS t WHERE t.name = _subscription.name FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _subscription.name), HINT = 'The view outbox.subscription_status lists the subscriptions.';
+    ELSIF s.network = 'private' AND NOT outbox._is_operator() THEN
+        RAISE insufficient_privilege USING MESSAGE = format('permission denied for subscription "%s"', _subscription.name),
+            DETAIL = 'It is on the private network.', HINT = 'Have an operator do this.';
+    END IF;
+    RETURN s;
+END
+$$;
+COMMENT ON FUNCTION outbox._subscription(text) IS 'A subscription, locked; refuses unknown names (42704) and private ones of others than operators (42501)';
+
+CREATE FUNCTION outbox.alter_subscription(
+    name text, url text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
+    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
+    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
+    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
+    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    reset text[] DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was    outbox.subscription := outbox._subscription(alter_subscription.name);
+    s      outbox.subscription := was;
+    d      outbox.subscription := outbox._default_subscription();
+    option text;
+    here   record;
+BEGIN
+    FOREACH option IN ARRAY COALESCE(alter_subscription.reset, '{}') LOOP
+        CASE option
+            WHEN 'types'           THEN s.types           := d.types;
+            WHEN 'tenant'          THEN s.tenant          := d.tenant;
+            WHEN 'ordering'        THEN s.ordering        := d.ordering;
+            WHEN 'on_dead'         THEN s.on_dead         := d.on_dead;
+            WHEN 'max_in_flight'   THEN s.max_in_flight   := d.max_in_flight;
+            WHEN 'timeout'         THEN s.timeout         := d.timeout;
+            WHEN 'connect_timeout' THEN s.connect_timeout := d.connect_timeout;
+            WHEN 'retry_base'      THEN s.retry_base      := d.retry_base;
+            WHEN 'retry_factor'    THEN s.retry_factor    := d.retry_factor;
+            WHEN 'retry_max'       THEN s.retry_max       := d.retry_max;
+            WHEN 'retry_jitter'    THEN s.retry_jitter    := d.retry_jitter;
+            WHEN 'max_attempts'    THEN s.max_attempts    := d.max_attempts;
+            WHEN 'give_up_after'   THEN s.give_up_after   := d.give_up_after;
+            WHEN 'fatal_statuses'  THEN s.fatal_statuses  := d.fatal_statuses;
+            WHEN 'max_blocked'     THEN s.max_blocked     := d.max_blocked;
+            WHEN 'response_kept'   THEN s.response_kept   := d.response_kept;
+            WHEN 'network'         THEN s.network         := d.network;
+            WHEN 'ports'           THEN s.ports           := d.ports;
+            WHEN 'labels'          THEN s.labels          := d.labels;
+            WHEN 'description'     THEN s.description     := d.description;
+            ELSE
+                PERFORM outbox._refuse_option('reset', format('"%s" is not an option that can be reset.', COALESCE(option, 'NULL')), 'Name options that have a default, such as {timeout,tenant}.');
+        END CASE;
+    END LOOP;
+
+    s.url             := COALESCE(alter_subscription.url, s.url);
+    s.types           := COALESCE(alter_subscription.types, s.types);
+    s.tenant          := COALESCE(alter_subscription.tenant, s.tenant);
+    s.ordering        := COALESCE(alter_subscription.ordering, s.ordering);
+    s.on_dead         := COALESCE(alter_subscription.on_dead, s.on_dead);
+    s.network         := COALESCE(alter_subscription.network, s.network);
+    s.ports           := COALESCE(alter_subscription.ports, s.ports);
+    s.max_in_flight   := COALESCE(alter_subscription.max_in_flight, s.max_in_flight);
+    s.timeout         := COALESCE(alter_subscription.timeout, s.timeout);
+    s.connect_timeout := COALESCE(alter_subscription.connect_timeout, s.connect_timeout);
+    s.retry_base      := COALESCE(alter_subscription.retry_base, s.retry_base);
+    s.retry_factor    := COALESCE(alter_subscription.retry_factor, s.retry_factor);
+    s.retry_max       := COALESCE(alter_subscription.retry_max, s.retry_max);
+    s.retry_jitter    := COALESCE(alter_subscription.retry_jitter, s.retry_jitter);
+    s.max_attempts    := COALESCE(alter_subscription.max_attempts, s.max_attempts);
+    s.give_up_after   := COALESCE(alter_subscription.give_up_after, s.give_up_after);
+    s.fatal_statuses  := COALESCE(alter_subscription.fatal_statuses, s.fatal_statuses);
+    s.max_blocked     := COALESCE(alter_subscription.max_blocked, s.max_blocked);
+    s.response_kept   := COALESCE(alter_subscription.response_kept, s.response_kept);
+    s.labels          := COALESCE(alter_subscription.labels, s.labels);
+    s.description     := COALESCE(alter_subscription.description, s.description);
+    s := outbox._check_subscription(s);
+
+    -- what is committed so far keeps the rules it was committed under
+    IF s.types IS DISTINCT FROM was.types OR s.tenant IS DISTINCT FROM was.tenant THEN
+        here := outbox._position_now();
+        INSERT INTO outbox.subscription_match (subscription_id, version, types, tenant, epoch, until_snapshot, until_next, until_clock)
+        SELECT s.id, COALESCE(max(m.version), 0) + 1, was.types, was.tenant, here.epoch, here.snapshot, here.next, here.clock
+          FROM outbox.subscription_match AS m WHERE m.subscription_id = s.id;
+    END IF;
+
+    UPDATE outbox.subscription AS t
+       SET (url, types, tenant, ordering, on_dead, network, ports, max_in_flight, timeout, connect_timeout, retry_base, retry_factor, retry_max, retry_jitter,
+            max_attempts, give_up_after, fatal_statuses, max_blocked, response_kept, labels, description)
+         = (s.url, s.types, s.tenant, s.ordering, s.on_dead, s.network, s.ports, s.max_in_flight, s.timeout, s.connect_timeout, s.retry_base, s.retry_factor, s.retry_max, s.retry_jitter,
+            s.max_attempts, s.give_up_after, s.fatal_statuses, s.max_blocked, s.response_kept, s.labels, s.description)
+     WHERE t.id = s.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.alter_subscription(text, text, text[], text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
+                                              integer[], integer, integer, text, integer[], jsonb, text, text[]) IS
+'Changes the options that are given, and sets those named in reset to their defaults; for their meaning see subscribe().
+types and tenant apply to what commits from now on; all else to every request started after this commits. Errors: as subscribe(); 42704 for an unknown name.';
+
+CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s           outbox.subscription;
+    undelivered bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.subscription AS t WHERE t.name = unsubscribe.name) THEN
+        RETURN false;
+    END IF;
+    s := outbox._subscription(unsubscribe.name);
+    DELETE FROM outbox.secret AS t WHERE t.subscription_id = s.id;
+    DELETE FROM outbox.subscription_match AS t WHERE t.subscription_id = s.id;
+    WITH gone AS (DELETE FROM outbox.delivery AS t WHERE t.subscription_id = s.id RETURNING t.status)
+    SELECT count(*) INTO undelivered FROM gone WHERE gone.status <> 'discarded';
+    DELETE FROM outbox.subscription AS t WHERE t.id = s.id;
+    INSERT INTO outbox.operation (role, action, subscription, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'unsubscribe', s.name, jsonb_build_object('subscription', s.name), undelivered);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.unsubscribe(text) IS
+'Deletes a subscription with its secrets and its undelivered events, and records that in operation. Returns false if there is none. What is in flight may still arrive.';
+
+CREATE FUNCTION outbox.pause(name text, reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.subscription := outbox._subscription(pause.name);
+BEGIN
+    UPDATE outbox.subscription AS t SET state = 'paused', reason = pause.reason, state_since = now() WHERE t.id = s.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.pause(text, text) IS 'Holds a subscription: nothing is sent to it, its events wait. What is in flight may still arrive. Errors: 42704 for an unknown name.';
+
+CREATE FUNCTION outbox.resume(name text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.subscription := outbox._subscription(resume.name);
+BEGIN
+    UPDATE outbox.subscription AS t SET state = 'active', reason = NULL, state_since = now() WHERE t.id = s.id AND t.state <> 'active';
+END
+$$;
+COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped. Errors: 42704 for an unknown name.';
+
+CREATE FUNCTION outbox.ping(name text) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.subscription := outbox._subscription(ping.name);
+BEGIN
+    RETURN outbox._ping(s.name);
+END
+$$;
+COMMENT ON FUNCTION outbox.ping(text) IS 'Sends an event of type outbox.ping to this subscription alone, to try it out. Returns its id, for event_status() and trace(). Errors: 42704 for an unknown name.';
+
+-- ===== operating =========================================================================================================
+
+-- Arming is a setting of the database that names this installation's epoch: a restored copy has another epoch or no such setting, and stays quiet.
+
+CREATE FUNCTION outbox.start(skip_backlog boolean DEFAULT false) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM outbox._arm(true);
+    EXECUTE format('ALTER DATABASE %I SET outbox.armed = %L', current_database(), outbox.epoch()::text);
+    INSERT INTO outbox.operation (role, action, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'start', jsonb_build_object('skip_backlog', COALESCE(start.skip_backlog, false), 'epoch', outbox.epoch()), 0);
+END
+$$;
+COMMENT ON FUNCTION outbox.start(boolean) IS
+'Starts delivery in this database, now and after every restart of the server, until stop(). Recorded in operation.
+skip_backlog: events that were undelivered when this database was restored from a dump are left alone; without it they are delivered too.';
+
+CREATE FUNCTION outbox.stop() RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM outbox._arm(false);
+    EXECUTE format('ALTER DATABASE %I RESET outbox.armed', current_database());
+    INSERT INTO outbox.operation (role, action, selector, count) VALUES (pg_get_userbyid(outbox._acting_role()), 'stop', '{}', 0);
+END
+$$;
+COMMENT ON FUNCTION outbox.stop() IS 'Stops delivery in this database until start(). Events are still recorded, and wait. Recorded in operation.';
+
+-- redrive() and discard() choose alike: all that is given must hold, and something must be given.
+CREATE FUNCTION outbox._select_deliveries(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz,
+                                          max_events bigint, any_open boolean)
+RETURNS TABLE (subscription_id integer, event_id uuid) LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    chosen     integer;
+    first_id   uuid := outbox._lowest_id(outbox._clock_at(_select_deliveries.since));
+    end_id     uuid := outbox._lowest_id(outbox._clock_at(_select_deliveries.until));
+BEGIN
+    IF num_nonnulls(_select_deliveries.subscription, _select_deliveries.ids, _select_deliveries.reason, _select_deliveries.types, _select_deliveries.tenant,
+                    _select_deliveries.since, _select_deliveries.until) = 0 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'no events selected',
+            DETAIL = 'All of subscription, ids, reason, types, tenant, since and until are NULL.', HINT = 'Name at least one of them; dry_run => true counts without changing anything.';
+    ELSIF _select_deliveries.max_events < 0 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'max_events must not be negative', DETAIL = format('It is %s.', _select_deliveries.max_events), HINT = 'Leave it out for no limit.';
+    END IF;
+    IF _select_deliveries.types IS NOT NULL THEN
+        PERFORM outbox._check_types(_select_deliveries.types);
+    END IF;
+    IF _select_deliveries.subscription IS NOT NULL THEN
+        SELECT s.id INTO chosen FROM outbox.subscription AS s WHERE s.name = _select_deliveries.subscription;
+        IF NOT FOUND THEN
+            RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _select_deliveries.subscription),
+                HINT = 'The view outbox.subscription_status lists the subscriptions.';
+        END IF;
+    END IF;
+
+    -- from here to commit no segment is emptied: events that were found stay
+    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+
+    RETURN QUERY
+    SELECT d.subscription_id, d.event_id
+      FROM outbox.delivery AS d
+     WHERE (d.status = 'dead' OR (_select_deliveries.any_open AND _select_deliveries.ids IS NOT NULL AND d.status IN ('retrying', 'blocked')))
+       AND (chosen IS NULL OR d.subscription_id = chosen)
+       AND (_select_deliveries.ids IS NULL OR d.event_id = ANY (_select_deliveries.ids))
+       AND (_select_deliveries.reason IS NULL OR d.reason = _select_deliveries.reason)
+       AND (first_id IS NULL OR d.event_id >= first_id)
+       AND (end_id IS NULL OR d.event_id < end_id)
+       AND EXISTS (SELECT FROM (SELECT e.type, e.tenant FROM outbox.event AS e WHERE e.id = d.event_id
+                                UNION ALL
+                                SELECT k.type, k.tenant FROM outbox.kept_event AS k WHERE k.id = d.event_id) AS x
+                    WHERE (_select_deliveries.tenant IS NULL OR x.tenant = _select_deliveries.tenant)
+                      AND (_select_deliveries.types IS NULL OR outbox._type_matches(_select_deliveries.types, x.type)))
+     ORDER BY d.event_id
+     LIMIT _select_deliveries.max_events
+       FOR UPDATE OF d;
+END
+$$;
+COMMENT ON FUNCTION outbox._select_deliveries(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean) IS
+'The dead letters (any_open: also the waiting events named by ids) that redrive() or discard() act on, oldest event first, locked';
+
+CREATE FUNCTION outbox._selector(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz, max_events bigint)
+RETURNS jsonb LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN jsonb_strip_nulls(jsonb_build_object('subscription', subscription, 'ids', ids, 'reason', reason, 'types', types, 'tenant', tenant, 'since', since,
+                                            'until', until, 'max_events', max_events));
+COMMENT ON FUNCTION outbox._selector(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint) IS 'The arguments that were given, as operation.selector records them';
+
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL, ids uuid[] DEFAULT NULL, reason text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL,
+                               since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_events bigint DEFAULT NULL, dry_run boolean DEFAULT false)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    redriven bigint;
+BEGIN
+    IF redrive.dry_run THEN
+        SELECT count(*) INTO redriven
+          FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false);
+        RETURN redriven;
+    END IF;
+
+    UPDATE outbox.delivery AS d
+       SET status = 'retrying', attempts = 0, first_attempt_at = NULL, next_attempt_at = now(), reason = NULL, ended_at = NULL
+      FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false) AS x
+     WHERE d.subscription_id = x.subscription_id AND d.event_id = x.event_id;
+    GET DIAGNOSTICS redriven = ROW_COUNT;
+    INSERT INTO outbox.operation (role, action, subscription, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'redrive', redrive.subscription,
+            outbox._selector(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events), redriven);
+    RETURN redriven;
+END
+$$;
+COMMENT ON FUNCTION outbox.redrive(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean) IS
+'Delivers dead letters again, with the subscription''s whole retry policy and the same ids. Returns how many; recorded in operation.
+Selectors (at least one; all that are given must hold): subscription, ids (of events), reason (of the dead letter), types (patterns), tenant, since (inclusive) and until (exclusive): when the event was recorded.
+max_events: at most so many, oldest first. dry_run: only counts. Errors: 22023 without a selector, 42704 for an unknown subscription.';
+
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL, ids uuid[] DEFAULT NULL, reason text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL,
+                               since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_events bigint DEFAULT NULL, dry_run boolean DEFAULT false)
+RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    discarded bigint;
+BEGIN
+    IF discard.dry_run THEN
+        SELECT count(*) INTO discarded
+          FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true);
+        RETURN discarded;
+    END IF;
+
+    UPDATE outbox.delivery AS d
+       SET status = 'discarded', next_attempt_at = NULL, ended_at = now()
+      FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true) AS x
+     WHERE d.subscription_id = x.subscription_id AND d.event_id = x.event_id;
+    GET DIAGNOSTICS discarded = ROW_COUNT;
+    INSERT INTO outbox.operation (role, action, subscription, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'discard', discard.subscription,
+            outbox._selector(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events), discarded);
+    RETURN discarded;
+END
+$$;
+COMMENT ON FUNCTION outbox.discard(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean) IS
+'Gives up dead letters for good, and events that wait for a retry or behind one if ids names them. Returns how many; recorded in operation. Arguments and errors: as redrive().';
+
+-- ===== seeing: one event =================================================================================================
+
+-- Where an event is for a subscription follows from positions (src/README.md): what the start or the rules exclude is unmatched; what has a row in
+-- delivery is what the row says; what the cursor has passed is delivered; all else is pending.
+
+CREATE FUNCTION outbox._find_event(id uuid) RETURNS SETOF outbox.event LANGUAGE sql STABLE ROWS 1
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT * FROM (SELECT e.* FROM outbox.event AS e WHERE e.id = $1
+                   UNION ALL
+                   SELECT k.* FROM outbox.kept_event AS k WHERE k.id = $1) AS x LIMIT 1
+$$;
+COMMENT ON FUNCTION outbox._find_event(uuid) IS 'An event, wherever it is';
+
+-- The committed cursor of every subscription in an epoch: its own, or the head's if it says so; NULLs without one.
+CREATE FUNCTION outbox._cursors(epoch bigint)
+RETURNS TABLE (subscription_id integer, at_head boolean, base bigint, tick bigint, after uuid, "offset" bigint) LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    WITH head AS MATERIALIZED (
+        SELECT c.base, c.tick, c.after, c."offset" FROM outbox.cursor AS c
+         WHERE c.epoch = _cursors.epoch AND c.subscription_id = 0 ORDER BY c.seq DESC LIMIT 1
+    )
+    SELECT s.id, own.at_head,
+           CASE WHEN own.at_head THEN head.base     ELSE own.base     END,
+           CASE WHEN own.at_head THEN head.tick     ELSE own.tick     END,
+           CASE WHEN own.at_head THEN head.after    ELSE own.after    END,
+           CASE WHEN own.at_head THEN head."offset" ELSE own."offset" END
+      FROM outbox.subscription AS s
+      LEFT JOIN LATERAL (SELECT c.at_head, c.base, c.tick, c.after, c."offset" FROM outbox.cursor AS c
+                          WHERE c.epoch = _cursors.epoch AND c.subscription_id = s.id ORDER BY c.seq DESC LIMIT 1) AS own ON true
+      LEFT JOIN head ON true
+$$;
+COMMENT ON FUNCTION outbox._cursors(bigint) IS 'Where each subscription is, by what is committed';
+
+CREATE FUNCTION outbox._routing(id uuid)
+RETURNS TABLE (subscription_id integer, subscription text, elsewhere boolean, unmatched text, passed boolean) LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.id, s.name, addressed.elsewhere,
+           CASE WHEN s.start_epoch = e.epoch AND s.start_snapshot IS NOT NULL AND pg_visible_in_snapshot(e.xid, s.start_snapshot)
+                    THEN 'it was committed before the subscription began'
+                WHEN s.start_epoch = e.epoch AND e.id < s.start_after
+                    THEN format('it is older than %s, where the subscription starts', outbox._event_time(s.start_after))
+                WHEN e.type = 'outbox.ping'
+                    THEN CASE WHEN addressed.elsewhere THEN 'the ping is for another subscription' END
+                WHEN addressed.elsewhere
+                    THEN format('the subscription is for tenant %s', rule.tenant)
+                WHEN NOT outbox._type_matches(rule.types, e.type)
+                    THEN format('its types are %s', rule.types)
+           END,
+           COALESCE(pg_visible_in_snapshot(e.xid, base.snapshot), false)
+           OR COALESCE(pg_visible_in_snapshot(e.xid, upper.snapshot) AND (c.base = c.tick OR e.id <= c.after), false)
+      FROM outbox._find_event(_routing.id) AS e
+     CROSS JOIN LATERAL outbox._cursors(e.epoch) AS c
+      JOIN outbox.subscription AS s ON s.id = c.subscription_id
+      LEFT JOIN outbox.tick AS base  ON base.epoch = e.epoch AND base.tick = c.base
+      LEFT JOIN outbox.tick AS upper ON upper.epoch = e.epoch AND upper.tick = c.tick
+      LEFT JOIN LATERAL (SELECT m.version, m.types, m.tenant FROM outbox.subscription_match AS m
+                          WHERE m.subscription_id = s.id AND m.epoch = e.epoch AND pg_visible_in_snapshot(e.xid, m.until_snapshot)
+                          ORDER BY m.version LIMIT 1) AS earlier ON true
+     CROSS JOIN LATERAL (SELECT CASE WHEN earlier.version IS NULL THEN s.types  ELSE earlier.types  END AS types,
+                                CASE WHEN earlier.version IS NULL THEN s.tenant ELSE earlier.tenant END AS tenant) AS rule
+     CROSS JOIN LATERAL (SELECT CASE WHEN e.type = 'outbox.ping' THEN e.payload IS DISTINCT FROM jsonb_build_object('subscription', s.name)
+                                     ELSE COALESCE(rule.tenant <> e.tenant, rule.tenant IS NOT NULL) END AS elsewhere) AS addressed
+$$;
+COMMENT ON FUNCTION outbox._routing(uuid) IS
+'What becomes of an event, for every subscription. elsewhere: another tenant''s, or a ping for another subscription. unmatched: why it is not for this one, else NULL. passed: the committed cursor is past it';
+
+CREATE FUNCTION outbox.event_status(id uuid)
+RETURNS TABLE (subscription text, status text, attempts integer, last_status_code integer, last_error text, next_attempt_at timestamptz, delivered_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.subscription,
+           CASE WHEN d.status = 'sending'         THEN 'pending'
+                WHEN d.status IS NOT NULL         THEN d.status
+                WHEN success.ended_at IS NOT NULL THEN 'delivered'
+                WHEN r.unmatched IS NOT NULL      THEN 'unmatched'
+                WHEN r.passed                     THEN 'delivered'
+                WHEN skipped.backlog              THEN 'discarded'
+                ELSE 'pending' END,
+           COALESCE(d.attempts, newest.attempt, 0),
+           COALESCE(d.last_status_code, newest.status_code),
+           CASE WHEN d.event_id IS NULL THEN newest.error ELSE d.last_error END,
+           d.next_attempt_at,
+           CASE WHEN d.event_id IS NULL THEN success.ended_at END
+      FROM outbox._routing(event_status.id) AS r
+      LEFT JOIN outbox.delivery AS d ON d.subscription_id = r.subscription_id AND d.event_id = event_status.id
+      LEFT JOIN LATERAL (SELECT a.attempt, a.status_code, a.error FROM outbox.attempt_log AS a
+                          WHERE a.event_id = event_status.id AND a.subscription_id = r.subscription_id
+                          ORDER BY a.at DESC LIMIT 1) AS newest ON true
+      LEFT JOIN LATERAL (SELECT min(a.at + make_interval(secs => a.duration / 1e6)) AS ended_at FROM outbox.attempt_log AS a
+                          WHERE a.event_id = event_status.id AND a.subscription_id = r.subscription_id AND a.outcome = 0) AS success ON true
+     CROSS JOIN (SELECT EXISTS (SELECT FROM outbox._find_event(event_status.id) AS e
+                                  JOIN outbox.operation AS o ON o.action = 'start' AND o.selector @> jsonb_build_object('skip_backlog', true, 'epoch', outbox.epoch())
+                                 WHERE e.epoch <> outbox.epoch()) AS backlog) AS skipped
+     ORDER BY r.subscription
+$$;
+COMMENT ON FUNCTION outbox.event_status(uuid) IS
+'Where an event is, a row per subscription; none if the event does not exist (any more). status: pending, retrying, blocked (behind another event of its key), leased, delivered, dead,
+discarded, or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
+
+CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[outcome + 1];
+COMMENT ON FUNCTION outbox._outcome_name(smallint) IS 'The name of an OutboxOutcome (src/delivery/verdict.h)';
+
+CREATE FUNCTION outbox.trace(id uuid) RETURNS TABLE (at timestamptz, what text, subscription text, detail text)
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    WITH event AS MATERIALIZED (SELECT e.* FROM outbox._find_event(trace.id) AS e),
+    routing AS MATERIALIZED (SELECT r.* FROM outbox._routing(trace.id) AS r),
+    attempt AS MATERIALIZED (
+        SELECT a.*, s.name AS subscription, a.at + make_interval(secs => a.duration / 1e6) AS ended_at, lag(a.at) OVER by_time AS previous_at
+          FROM outbox.attempt_log AS a LEFT JOIN outbox.subscription AS s ON s.id = a.subscription_id
+         WHERE a.event_id = trace.id
+        WINDOW by_time AS (PARTITION BY a.subscription_id ORDER BY a.at)
+    ),
+    delivery AS MATERIALIZED (
+        SELECT d.*, s.name AS subscription, (SELECT max(a.at) FROM attempt AS a WHERE a.subscription_id = d.subscription_id) AS last_at
+          FROM outbox.delivery AS d JOIN outbox.subscription AS s ON s.id = d.subscription_id
+         WHERE d.event_id = trace.id
+    ),
+    line (at, rank, what, subscription, detail) AS (
+        SELECT e.created_at, 1, 'enqueued', NULL,
+               format('type %s', e.type) || COALESCE(format(', key %s', e.key), '') || COALESCE(format(', tenant %s', e.tenant), '')
+               || format(', %s bytes, transaction %s', COALESCE(octet_length(e.body), octet_length(e.payload::text)), e.xid)
+          FROM event AS e
+        UNION ALL
+        SELECT e.created_at, 2, CASE WHEN r.unmatched IS NULL THEN 'matched' ELSE 'not matched' END, r.subscription, r.unmatched
+          FROM event AS e, routing AS r WHERE NOT r.elsewhere
+        UNION ALL
+        SELECT e.created_at, 3, 'not matched', NULL,
+               format(CASE WHEN e.type = 'outbox.ping' THEN 'the ping is for another subscription (%s not named)' ELSE 'it belongs to another tenant (%s subscriptions)' END, count(*))
+          FROM event AS e, routing AS r WHERE r.elsewhere GROUP BY e.created_at, e.type
+        UNION ALL
+        SELECT a.at, 5, 'attempt', a.subscription,
+               format('attempt %s: %s', a.attempt, outbox._outcome_name(a.outcome)) || COALESCE(format(', status %s', a.status_code), '')
+               || format(', %s ms', round(a.duration / 1000.0, 1)) || COALESCE(format(' (%s)', a.error), '')
+          FROM attempt AS a
+        UNION ALL
+        SELECT a.ended_at, 6, 'delivered', a.subscription, CASE WHEN a.attempt > 1 THEN format('after %s attempts', a.attempt) END
+          FROM attempt AS a WHERE a.outcome = 0
+        UNION ALL
+        -- counting starts again after a redrive: that tells that one was, and operation tells whose
+        SELECT o.at, 4, 'redriven', a.subscription, format('by %s', o.role)
+          FROM (SELECT x.subscription, x.previous_at, x.at FROM attempt AS x WHERE x.attempt = 1 AND x.previous_at IS NOT NULL
+                UNION ALL
+                SELECT d.subscription, d.last_at, 'infinity' FROM delivery AS d WHERE d.attempts = 0 AND d.last_at IS NOT NULL AND d.status IN ('retrying', 'sending')) AS a
+         CROSS JOIN LATERAL (SELECT p.at, p.role FROM outbox.operation AS p
+                              WHERE p.action = 'redrive' AND p.at > a.previous_at AND p.at <= a.at AND (p.subscription IS NULL OR p.subscription = a.subscription)
+                              ORDER BY p.at DESC LIMIT 1) AS o
+        UNION ALL
+        SELECT d.ended_at, 7, d.status, d.subscription, CASE d.status WHEN 'dead' THEN format('given up: %s, after %s attempts', d.reason, d.attempts) ELSE 'by an operator' END
+          FROM delivery AS d WHERE d.status IN ('dead', 'discarded')
+        UNION ALL
+        SELECT now(), 8, CASE d.status WHEN 'retrying' THEN 'waiting' WHEN 'sending' THEN 'pending' ELSE d.status END, d.subscription,
+               CASE d.status WHEN 'retrying' THEN format('for attempt %s, until %s', d.attempts + 1, d.next_attempt_at)
+                             WHEN 'sending'  THEN 'the request is in flight'
+                             WHEN 'blocked'  THEN format('behind an earlier event of key %s', d.key) END
+          FROM delivery AS d WHERE d.status NOT IN ('dead', 'discarded')
+        UNION ALL
+        SELECT now(), 8, y.status, y.subscription,
+               CASE WHEN y.status = 'delivered' THEN 'the attempt is no longer logged'
+                    WHEN y.status = 'discarded' THEN 'with the backlog of a restored dump'
+                    WHEN s.state <> 'active'    THEN format('the subscription is %s', s.state) || COALESCE(format(': %s', s.reason), '')
+                    ELSE 'its turn has not come, or the answer has not been recorded' END
+          FROM outbox.event_status(trace.id) AS y JOIN outbox.subscription AS s ON s.name = y.subscription
+         WHERE y.status <> 'unmatched'
+           AND NOT EXISTS (SELECT FROM delivery AS d WHERE d.subscription_id = s.id)
+           AND NOT EXISTS (SELECT FROM attempt AS a WHERE a.subscription_id = s.id AND a.outcome = 0)
+    )
+    SELECT l.at, l.what, l.subscription, l.detail FROM line AS l ORDER BY l.at, l.rank, l.subscription
+$$;
+COMMENT ON FUNCTION outbox.trace(uuid) IS
+'The life of one event, in order: enqueued, matched or not and why, each attempt, waiting until when, delivered, dead, redriven. What still lies ahead of it comes last, with the time of asking.';
+
+-- ===== seeing: all of it =================================================================================================
+
+-- Views belong to the owner, so they may be granted without their tables. They show scheme and host of a URL, and nothing of a secret.
+
+CREATE VIEW outbox.delivery_status AS
+SELECT d.event_id,
+       s.name AS subscription,
+       CASE d.status WHEN 'sending' THEN 'pending' ELSE d.status END AS status,
+       d.attempts,
+       d.next_attempt_at,
+       d.last_error
+  FROM outbox.delivery AS d
+  JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) d.subscription_id;
+COMMENT ON VIEW outbox.delivery_status IS 'Events that a subscription went past without delivering them: waiting, dead or discarded. For any event, ask event_status().';
+COMMENT ON COLUMN outbox.delivery_status.event_id IS 'The event';
+COMMENT ON COLUMN outbox.delivery_status.subscription IS 'For whom';
+COMMENT ON COLUMN outbox.delivery_status.status IS 'pending (in flight for long), retrying, blocked (behind another event of its key), leased, dead or discarded';
+COMMENT ON COLUMN outbox.delivery_status.attempts IS 'Made so far, since the last redrive';
+COMMENT ON COLUMN outbox.delivery_status.next_attempt_at IS 'retrying: when it is tried again';
+COMMENT ON COLUMN outbox.delivery_status.last_error IS 'How the last attempt failed';
+
+CREATE VIEW outbox.dead_letter AS
+SELECT d.event_id,
+       s.name AS subscription,
+       d.reason,
+       d.attempts,
+       d.ended_at AS died_at,
+       d.last_status_code,
+       d.last_error,
+       e.type,
+       e.key,
+       e.tenant
+  FROM outbox.delivery AS d
+  JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) d.subscription_id
+  LEFT JOIN LATERAL (SELECT x.type, x.key, x.tenant FROM outbox.event AS x WHERE x.id OPERATOR(pg_catalog.=) d.event_id
+                     UNION ALL
+                     SELECT k.type, k.key, k.tenant FROM outbox.kept_event AS k WHERE k.id OPERATOR(pg_catalog.=) d.event_id
+                     LIMIT 1) AS e ON true
+ WHERE d.status OPERATOR(pg_catalog.=) 'dead';
+COMMENT ON VIEW outbox.dead_letter IS 'Deliveries that were given up. They stay until redrive(), discard(), or outbox.dead_letter_retention.';
+COMMENT ON COLUMN outbox.dead_letter.event_id IS 'The event';
+COMMENT ON COLUMN outbox.dead_letter.subscription IS 'Who did not get it';
+COMMENT ON COLUMN outbox.dead_letter.reason IS 'Why it was given up: max_attempts, give_up_after, fatal_status, blocked_address, bad_request or internal';
+COMMENT ON COLUMN outbox.dead_letter.attempts IS 'Attempts made';
+COMMENT ON COLUMN outbox.dead_letter.died_at IS 'When it was given up';
+COMMENT ON COLUMN outbox.dead_letter.last_status_code IS 'HTTP status of the last attempt; NULL without an answer';
+COMMENT ON COLUMN outbox.dead_letter.last_error IS 'How the last attempt failed';
+COMMENT ON COLUMN outbox.dead_letter.type IS 'Of the event';
+COMMENT ON COLUMN outbox.dead_letter.key IS 'Of the event';
+COMMENT ON COLUMN outbox.dead_letter.tenant IS 'Of the event';
+
+-- The head of a blocked key is the one that is not itself waiting behind another: it retries, is in flight, or died and holds the key (on_dead = block).
+CREATE VIEW outbox.blocked_key AS
+SELECT s.name AS subscription,
+       head.key,
+       head.event_id AS head_event_id,
+       behind.waiting,
+       COALESCE(head.first_attempt_at, head.next_attempt_at) AS since,
+       head.next_attempt_at
+  FROM outbox.subscription AS s
+ CROSS JOIN LATERAL (SELECT DISTINCT ON (d.key) d.key, d.event_id, d.first_attempt_at, d.next_attempt_at
+                       FROM outbox.delivery AS d
+                      WHERE d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.key IS NOT NULL
+                        AND (d.status OPERATOR(pg_catalog.=) 'retrying' OR (s.on_dead OPERATOR(pg_catalog.=) 'block' AND d.status OPERATOR(pg_catalog.=) 'dead'))
+                      ORDER BY d.key, d.event_id) AS head
+  LEFT JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting FROM outbox.delivery AS d
+                      WHERE d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.key OPERATOR(pg_catalog.=) head.key AND d.status OPERATOR(pg_catalog.=) 'blocked') AS behind ON true
+ WHERE s.ordering OPERATOR(pg_catalog.=) 'key';
+COMMENT ON VIEW outbox.blocked_key IS 'Keys that are held back by an event that was not delivered';
+COMMENT ON COLUMN outbox.blocked_key.subscription IS 'Where';
+COMMENT ON COLUMN outbox.blocked_key.key IS 'The ordering key';
+COMMENT ON COLUMN outbox.blocked_key.head_event_id IS 'The event that holds it back';
+COMMENT ON COLUMN outbox.blocked_key.waiting IS 'How many events the subscription went past that wait behind it';
+COMMENT ON COLUMN outbox.blocked_key.since IS 'When its first attempt began';
+COMMENT ON COLUMN outbox.blocked_key.next_attempt_at IS 'When it is tried again; NULL: an operator must redrive or discard it';
+
+CREATE VIEW outbox.attempt AS
+SELECT a.event_id,
+       s.name AS subscription,
+       a.attempt::pg_catalog.int4 AS attempt,
+       a.at,
+       (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[a.outcome OPERATOR(pg_catalog.+) 1] AS outcome,
+       a.status_code::pg_catalog.int4 AS status_code,
+       pg_catalog.make_interval(secs => a.duration OPERATOR(pg_catalog./) 1e6::pg_catalog.float8) AS duration,
+       a.error,
+       pg_catalog.encode(a.response, 'escape') AS response
+  FROM outbox.attempt_log AS a
+  LEFT JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) a.subscription_id;
+COMMENT ON VIEW outbox.attempt IS 'The log of attempts: one row per HTTP exchange and event, kept for outbox.attempt_retention. Find one event''s by event_id.';
+COMMENT ON COLUMN outbox.attempt.event_id IS 'The event';
+COMMENT ON COLUMN outbox.attempt.subscription IS 'To whom; NULL if it has been unsubscribed';
+COMMENT ON COLUMN outbox.attempt.attempt IS 'Its number, from 1; starts again after a redrive';
+COMMENT ON COLUMN outbox.attempt.at IS 'When it began';
+COMMENT ON COLUMN outbox.attempt.outcome IS 'delivered, http_3xx, http_4xx, http_5xx, gone, timeout, dns, connect, tls, protocol, blocked, bad_request or internal';
+COMMENT ON COLUMN outbox.attempt.status_code IS 'HTTP status; NULL without an answer';
+COMMENT ON COLUMN outbox.attempt.duration IS 'From the beginning to the end of the exchange';
+COMMENT ON COLUMN outbox.attempt.error IS 'What went wrong; never more of the URL than scheme and host';
+COMMENT ON COLUMN outbox.attempt.response IS 'The first bytes of the answer''s body (option response_kept); bytes beyond ASCII as \ooo';
+
+-- How far each subscription is behind. The running worker knows; without one it follows from the committed cursors, where counting stops at 100,000.
+
+CREATE FUNCTION outbox._events_after(place pg_snapshot, next xid8, clock bigint, OUT events bigint, OUT oldest_at timestamptz) LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    -- what a snapshot does not see: transactions from its xmax on, and those that were in progress
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid >= pg_snapshot_xmax(place) LIMIT 100000) AS x)
+         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND place IS NULL AND e.id >= outbox._lowest_id(COALESCE(clock, 0)) LIMIT 100000) AS x)
+         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) LIMIT 100000) AS x),
+           -- of those, only transactions below `next` can have ids below `clock`
+           outbox._event_time(LEAST(
+               (SELECT e.id FROM outbox.event AS e
+                 WHERE e.id >= outbox._lowest_id(COALESCE(clock, 0)) AND e.epoch = outbox.epoch() AND NOT COALESCE(pg_visible_in_snapshot(e.xid, place), false) ORDER BY e.id LIMIT 1),
+               (SELECT e.id FROM outbox.event AS e
+                 WHERE e.xid >= pg_snapshot_xmax(place) AND e.xid < next AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1),
+               (SELECT e.id FROM outbox.event AS e
+                 WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1)))
+$$;
+COMMENT ON FUNCTION outbox._events_after(pg_snapshot, xid8, bigint) IS 'How many events a place does not see yet (about; counting stops at 100,000), and the time of the oldest';
+
+CREATE FUNCTION outbox._lag(OUT subscription_id integer, OUT lag_events bigint, OUT oldest_at timestamptz, OUT pinned_bytes bigint)
+RETURNS SETOF record LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    WITH worker AS MATERIALIZED (SELECT w.* FROM outbox._worker() AS w),
+    lane AS MATERIALIZED (SELECT r.* FROM outbox._runtime() AS r WHERE EXISTS (SELECT FROM worker AS w WHERE w.worker_pid <> 0)),
+    cursor AS MATERIALIZED (SELECT c.* FROM outbox._cursors(outbox.epoch()) AS c),
+    -- without a worker: what is behind each place, once per place
+    tick AS MATERIALIZED (SELECT t.* FROM outbox.tick AS t
+                           WHERE t.epoch = outbox.epoch() AND t.tick IN (SELECT c.tick FROM cursor AS c WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = c.subscription_id))),
+    after_tick AS MATERIALIZED (SELECT t.tick, t."offset", x.events, x.oldest_at FROM tick AS t CROSS JOIN LATERAL outbox._events_after(t.snapshot, t.next, t.clock) AS x),
+    exception AS MATERIALIZED (SELECT d.subscription_id, min(d.event_id::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
+                                WHERE d.status NOT IN ('dead', 'discarded') GROUP BY d.subscription_id),
+    segment AS MATERIALIZED (SELECT g.* FROM outbox._segments() AS g WHERE g.last_id IS NOT NULL AND NOT g.is_current)
+    SELECT s.id,
+           CASE WHEN l.subscription_id IS NOT NULL
+                THEN CASE WHEN l.at_head THEN 0 ELSE GREATEST((SELECT w."offset" FROM worker AS w) - l."offset", 0) END + l.exceptions
+                ELSE COALESCE(stopped.events, 0) + COALESCE(x.events, 0) END,
+           CASE WHEN l.subscription_id IS NOT NULL THEN l.oldest_at ELSE LEAST(stopped.oldest_at, outbox._event_time(x.event_id)) END,
+           (SELECT COALESCE(sum(g.bytes), 0)::bigint FROM segment AS g
+             WHERE NOT COALESCE(g.sealed AND (c.base >= g.seal_tick OR (c.tick >= g.seal_tick AND c.after >= g.last_id)), false))
+      FROM outbox.subscription AS s
+      JOIN cursor AS c ON c.subscription_id = s.id
+      LEFT JOIN lane AS l ON l.subscription_id = s.id
+      LEFT JOIN exception AS x ON x.subscription_id = s.id
+      LEFT JOIN LATERAL (SELECT GREATEST(a."offset" - c."offset", 0) + a.events AS events,
+                                CASE WHEN c.base = c.tick THEN a.oldest_at ELSE COALESCE(outbox._event_time(c.after), a.oldest_at) END AS oldest_at
+                           FROM after_tick AS a WHERE a.tick = c.tick
+                         UNION ALL
+                         SELECT a.events, a.oldest_at
+                           FROM outbox._events_after(CASE WHEN s.start_epoch = outbox.epoch() THEN s.start_snapshot END, s.start_next,
+                                                     COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after)))) AS a
+                          WHERE c.tick IS NULL) AS stopped ON l.subscription_id IS NULL
+$$;
+COMMENT ON FUNCTION outbox._lag() IS 'How far each subscription is behind: events not done, the time of the oldest, and the bytes of full segments that wait for it';
+
+CREATE VIEW outbox.subscription_status AS
+SELECT s.name,
+       s.kind,
+       pg_catalog.lower(pg_catalog.substring(s.url, '^[^:]+://[^/?]+')) AS url,
+       s.tenant,
+       s.labels,
+       CASE WHEN s.state OPERATOR(pg_catalog.=) 'active' AND r.breaker_open_until OPERATOR(pg_catalog.>) pg_catalog.now() THEN 'open' ELSE s.state END AS state,
+       s.reason,
+       l.lag_events,
+       CASE WHEN l.oldest_at IS NULL THEN 0
+            ELSE GREATEST(EXTRACT(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) l.oldest_at)::pg_catalog.float8, 0) END AS lag_seconds,
+       COALESCE(r.in_flight, 0) AS in_flight,
+       dead.dead,
+       blocked.blocked_keys,
+       l.pinned_bytes,
+       r.breaker_open_until,
+       r.next_probe_at,
+       r.last_success_at,
+       r.last_error_at,
+       r.last_error
+  FROM outbox.subscription AS s
+  LEFT JOIN outbox._lag() AS l ON l.subscription_id OPERATOR(pg_catalog.=) s.id
+  LEFT JOIN outbox._runtime() AS r ON r.subscription_id OPERATOR(pg_catalog.=) s.id
+ CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead FROM outbox.delivery AS d
+                      WHERE d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.status OPERATOR(pg_catalog.=) 'dead') AS dead
+ CROSS JOIN LATERAL (SELECT pg_catalog.count(DISTINCT d.key) AS blocked_keys FROM outbox.delivery AS d
+                      WHERE s.ordering OPERATOR(pg_catalog.=) 'key' AND d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.key IS NOT NULL
+                        AND (d.status OPERATOR(pg_catalog.=) 'retrying' OR (s.on_dead OPERATOR(pg_catalog.=) 'block' AND d.status OPERATOR(pg_catalog.=) 'dead'))) AS blocked;
+COMMENT ON VIEW outbox.subscription_status IS 'How every subscription is doing';
+COMMENT ON COLUMN outbox.subscription_status.name IS 'The subscription';
+COMMENT ON COLUMN outbox.subscription_status.kind IS 'push';
+COMMENT ON COLUMN outbox.subscription_status.url IS 'Scheme, host and port of the receiver; the rest of a webhook URL is a secret';
+COMMENT ON COLUMN outbox.subscription_status.tenant IS 'Whose events it gets; NULL: everybody''s';
+COMMENT ON COLUMN outbox.subscription_status.labels IS 'As given to subscribe()';
+COMMENT ON COLUMN outbox.subscription_status.state IS 'active, paused (by pause()), disabled (the receiver answered 410), or open (failing: only probes are sent)';
+COMMENT ON COLUMN outbox.subscription_status.reason IS 'Why it is paused or disabled';
+COMMENT ON COLUMN outbox.subscription_status.lag_events IS 'Events of the log it has not done yet, about; those that do not match it count until it has read past them';
+COMMENT ON COLUMN outbox.subscription_status.lag_seconds IS 'Age of the oldest of them; 0: none';
+COMMENT ON COLUMN outbox.subscription_status.in_flight IS 'Requests sent and not answered';
+COMMENT ON COLUMN outbox.subscription_status.dead IS 'Dead letters';
+COMMENT ON COLUMN outbox.subscription_status.blocked_keys IS 'Keys held back by an event that was not delivered';
+COMMENT ON COLUMN outbox.subscription_status.pinned_bytes IS 'Full segments of the event log that cannot be emptied before it has read them';
+COMMENT ON COLUMN outbox.subscription_status.breaker_open_until IS 'Until when nothing but probes is sent';
+COMMENT ON COLUMN outbox.subscription_status.next_probe_at IS 'When the next probe is';
+COMMENT ON COLUMN outbox.subscription_status.last_success_at IS 'The last 2xx since the worker started';
+COMMENT ON COLUMN outbox.subscription_status.last_error_at IS 'The last failure since the worker started';
+COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
+
+-- ===== health ============================================================================================================
+
+CREATE FUNCTION outbox.health(thresholds jsonb DEFAULT '{}')
+RETURNS TABLE (check_name text, status text, subject text, value numeric, threshold numeric, detail text, action text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    segment_size CONSTANT bigint := pg_size_bytes(COALESCE(current_setting('outbox.segment_size', true), '1GB'));
+    -- a check is a warning or critical from these values on; null: never
+    usual CONSTANT jsonb := jsonb_build_object(
+        'preload',              '{"warning": null, "critical": 1}'::jsonb,       -- 1: not preloaded
+        'versions',             '{"warning": null, "critical": 1}'::jsonb,       -- 1: library and extension differ
+        'launcher',             '{"warning": null, "critical": 1}'::jsonb,       -- 1: not running
+        'worker_slots',         '{"warning": null, "critical": 1}'::jsonb,       -- 1: no worker could be started
+        'armed',                '{"warning": 1,    "critical": 2}'::jsonb,       -- 1: not armed, or switched off; 2: armed, and no worker
+        'tick_age',             '{"warning": 60,   "critical": 300}'::jsonb,     -- seconds
+        'oldest_undelivered',   '{"warning": 300,  "critical": 3600}'::jsonb,    -- seconds
+        'log_size',             jsonb_build_object('warning', 12 * segment_size, 'critical', 15 * segment_size),   -- bytes, of 16 segments
+        'log_pinned',           jsonb_build_object('warning', 4 * segment_size, 'critical', 12 * segment_size),    -- bytes
+        'oldest_prepared_xact', '{"warning": 600,  "critical": 3600}'::jsonb,    -- seconds
+        'dead_letters',         '{"warning": 1,    "critical": 1000}'::jsonb,    -- dead letters
+        'disabled',             '{"warning": 1,    "critical": null}'::jsonb,    -- subscriptions
+        'maintenance_age',      '{"warning": 300,  "critical": 3600}'::jsonb);   -- seconds
+    given     record;
+    seen      record;
+    worker    record;
+    version   text;
+    armed     boolean;
+    enabled   boolean;
+    wanted    boolean;
+    blind     text;
+BEGIN
+    FOR given IN SELECT t.key, t.value FROM jsonb_each(COALESCE(health.thresholds, '{}')) AS t LOOP
+        IF NOT usual ? given.key OR jsonb_typeof(given.value) <> 'object'
+           OR EXISTS (SELECT FROM jsonb_each(given.value) AS l WHERE l.key NOT IN ('warning', 'critical') OR jsonb_typeof(l.value) NOT IN ('number', 'null')) THEN
+            RAISE invalid_parameter_value USING MESSAGE = format('invalid threshold "%s"', given.key),
+                DETAIL = format('The checks are %s.', (SELECT string_agg(k, ', ' ORDER BY k) FROM jsonb_object_keys(usual) AS k)),
+                HINT = 'Write thresholds as {"check_name": {"warning": number, "critical": number}}.';
+        END IF;
+    END LOOP;
+
+    BEGIN
+        worker := outbox._worker();
+        IF NOT worker.preloaded THEN
+            blind := 'outbox is not in shared_preload_libraries';
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        blind := SQLERRM;
+    END;
+
+    SELECT x.extversion INTO version FROM pg_extension AS x WHERE x.extname = 'outbox';
+    enabled := COALESCE(current_setting('outbox.enabled', true)::boolean, true);
+    armed := EXISTS (SELECT FROM pg_db_role_setting AS r JOIN pg_database AS d ON d.oid = r.setdatabase
+                      WHERE d.datname = current_database() AND r.setrole = 0 AND format('outbox.armed=%s', outbox.epoch()) = ANY (r.setconfig));
+    wanted := armed AND enabled;
+
+    FOR seen IN
+        SELECT m.*, t.warning, t.critical
+          FROM (
+            SELECT 1 AS rank, 'preload' AS check_name, NULL::text AS subject, (blind IS NOT NULL)::integer::numeric AS value, COALESCE(blind, 'outbox is preloaded') AS detail,
+                   'Add outbox to shared_preload_libraries and restart the server.' AS action
+            UNION ALL
+            SELECT 2, 'versions', NULL, (worker.library_version IS DISTINCT FROM version)::integer,
+                   format('the library is %s, the extension %s', worker.library_version, version),
+                   'Run ALTER EXTENSION outbox UPDATE, or restart the server if the library on disk is newer.'
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 3, 'launcher', NULL, (COALESCE(worker.launcher_pid, 0) = 0)::integer,
+                   CASE WHEN COALESCE(worker.launcher_pid, 0) = 0 THEN 'the launcher is not running' ELSE format('the launcher is process %s', worker.launcher_pid) END,
+                   'Look into the server log. The launcher needs a free background worker slot at server start.'
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 4, 'worker_slots', NULL, (COALESCE(worker.trouble, '') <> '')::integer, COALESCE(NULLIF(worker.trouble, ''), 'workers can be started'),
+                   'Raise max_worker_processes and restart the server.'
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 5, 'armed', current_database()::text,
+                   CASE WHEN wanted THEN CASE WHEN COALESCE(worker.worker_pid, 0) = 0 THEN 2 ELSE 0 END
+                        WHEN EXISTS (SELECT FROM outbox.subscription AS s) THEN 1 ELSE 0 END,
+                   CASE WHEN NOT enabled THEN 'outbox.enabled is off: nothing is delivered'
+                        WHEN NOT armed THEN 'this database is not armed: nothing is delivered'
+                        WHEN COALESCE(worker.worker_pid, 0) = 0 THEN 'armed, and no delivery worker is running'
+                        ELSE format('the delivery worker is process %s', worker.worker_pid) END,
+                   CASE WHEN NOT enabled THEN 'Set outbox.enabled = on, if this server is to deliver.'
+                        WHEN NOT armed THEN 'Call outbox.start(), if this database is to deliver and not a copy.'
+                        ELSE 'It is restarted by itself; look into the server log if that lasts.' END
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 6, 'tick_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.tick_at, worker.started_at)), 1),
+                   COALESCE('last error of the worker: ' || NULLIF(worker.error, ''), 'seconds since the worker last looked for events'),
+                   'Look into the server log and at what the worker does in pg_stat_activity.'
+             WHERE blind IS NULL AND wanted AND worker.worker_pid <> 0
+            UNION ALL
+            SELECT * FROM (
+                SELECT 7, 'oldest_undelivered', s.name, COALESCE(GREATEST(round(EXTRACT(epoch FROM clock_timestamp() - l.oldest_at), 1), 0), 0), 'seconds since the oldest event that it has not done was recorded',
+                       'Look at the subscription in outbox.subscription_status.'
+                  FROM outbox._lag() AS l JOIN outbox.subscription AS s ON s.id = l.subscription_id
+                 WHERE s.state = 'active' AND blind IS NULL
+                 ORDER BY 4 DESC, 3 LIMIT 1) AS slowest
+            UNION ALL
+            SELECT 8, 'log_size', NULL, sum(g.bytes), format('%s of 16 segments are in use', count(*) FILTER (WHERE g.last_id IS NOT NULL)),
+                   'See log_pinned for who holds the log, and outbox.event_retention. With outbox.auto_maintain off, schedule outbox.maintain().'
+              FROM outbox._segments() AS g WHERE blind IS NULL HAVING blind IS NULL
+            UNION ALL
+            SELECT * FROM (
+                SELECT 9, 'log_pinned', s.name, l.pinned_bytes::numeric, 'bytes of full segments that wait for this subscription',
+                       'Repair its receiver, or unsubscribe it.'
+                  FROM outbox._lag() AS l JOIN outbox.subscription AS s ON s.id = l.subscription_id
+                 WHERE blind IS NULL
+                 ORDER BY 4 DESC, 3 LIMIT 1) AS heaviest
+            UNION ALL
+            SELECT 10, 'oldest_prepared_xact', (SELECT p.gid FROM pg_prepared_xacts AS p WHERE p.database = current_database() ORDER BY p.prepared LIMIT 1),
+                   (SELECT COALESCE(round(max(EXTRACT(epoch FROM clock_timestamp() - p.prepared)), 1), 0) FROM pg_prepared_xacts AS p WHERE p.database = current_database()),
+                   'seconds since the oldest prepared transaction of this database was prepared; its events wait, and so does its segment',
+                   'COMMIT PREPARED or ROLLBACK PREPARED.'
+            UNION ALL
+            SELECT 11, 'dead_letters', (SELECT s.name FROM outbox.delivery AS d JOIN outbox.subscription AS s ON s.id = d.subscription_id WHERE d.status = 'dead' ORDER BY d.ended_at DESC LIMIT 1),
+                   (SELECT count(*) FROM outbox.delivery AS d WHERE d.status = 'dead'), 'events that were given up; the newest is this subscription''s',
+                   'Look into outbox.dead_letter, then outbox.redrive() or outbox.discard().'
+            UNION ALL
+            SELECT 12, 'disabled', (SELECT string_agg(x.name, ', ' ORDER BY x.name) FROM (SELECT s.name FROM outbox.subscription AS s WHERE s.state = 'disabled' ORDER BY s.name LIMIT 5) AS x),
+                   (SELECT count(*) FROM outbox.subscription AS s WHERE s.state = 'disabled'), 'subscriptions whose receiver said that it is gone',
+                   'Set the right URL with outbox.alter_subscription(), then outbox.resume(); or outbox.unsubscribe().'
+            UNION ALL
+            SELECT 13, 'maintenance_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.maintained_at, worker.started_at, pg_postmaster_start_time())), 1),
+                   'seconds since the last round of maintenance',
+                   'The worker does it unless outbox.auto_maintain is off: then schedule outbox.maintain().'
+             WHERE blind IS NULL AND (wanted OR EXISTS (SELECT FROM outbox.subscription AS s))
+          ) AS m
+         CROSS JOIN LATERAL (SELECT (l.limits ->> 'warning')::numeric AS warning, (l.limits ->> 'critical')::numeric AS critical
+                               FROM (SELECT (usual -> m.check_name) || COALESCE(health.thresholds -> m.check_name, '{}') AS limits) AS l) AS t
+         ORDER BY m.rank
+    LOOP
+        check_name := seen.check_name;
+        status     := CASE WHEN seen.value >= seen.critical THEN 'critical' WHEN seen.value >= seen.warning THEN 'warning' ELSE 'ok' END;
+        subject    := seen.subject;
+        value      := seen.value;
+        threshold  := CASE WHEN status = 'critical' THEN seen.critical ELSE COALESCE(seen.warning, seen.critical) END;
+        detail     := seen.detail;
+        action     := CASE WHEN status <> 'ok' THEN seen.action END;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox.health(jsonb) IS
+'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
+Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
+log_size, log_pinned (bytes); dead_letters, disabled (how many). Without the preloaded library only preload and what the tables tell are checked.
+thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
+
+-- ===== rights ============================================================================================================
+
+-- Rights are given by kind of role, to the objects a kind needs. consumer, manager and operator each include the one before; publisher stands apart.
+-- Views run functions with the reader's rights, hence the private ones below: they reveal no more than the views do.
+
+CREATE FUNCTION outbox._rights(kind text) RETURNS TABLE (privilege text, object text) LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.privilege, r.object
+      FROM (VALUES
+        (0, 'USAGE',       'SCHEMA outbox'),
+        (0, 'EXECUTE',     'FUNCTION outbox.enqueue'),
+        (0, 'EXECUTE',     'FUNCTION outbox.enqueue_raw'),
+        (0, 'EXECUTE',     'FUNCTION outbox.enqueue_many'),
+        (0, 'INSERT',      'TABLE outbox.new_event'),
+        (0, 'SELECT (id)', 'TABLE outbox.new_event'),        -- for INSERT … RETURNING id
+        (1, 'USAGE',       'SCHEMA outbox'),
+        (1, 'SELECT',      'TABLE outbox.subscription_status'),
+        (1, 'EXECUTE',     'FUNCTION outbox._lag'),
+        (1, 'EXECUTE',     'FUNCTION outbox._runtime'),
+        (1, 'SELECT',      'TABLE outbox.delivery_status'),
+        (1, 'SELECT',      'TABLE outbox.dead_letter'),
+        (1, 'SELECT',      'TABLE outbox.blocked_key'),
+        (1, 'SELECT',      'TABLE outbox.attempt'),
+        (1, 'EXECUTE',     'FUNCTION outbox.event_status'),
+        (2, 'EXECUTE',     'FUNCTION outbox.trace'),
+        (2, 'EXECUTE',     'FUNCTION outbox.subscribe'),
+        (2, 'EXECUTE',     'FUNCTION outbox.alter_subscription'),
+        (2, 'EXECUTE',     'FUNCTION outbox.unsubscribe'),
+        (2, 'EXECUTE',     'FUNCTION outbox.pause'),
+        (2, 'EXECUTE',     'FUNCTION outbox.resume'),
+        (2, 'EXECUTE',     'FUNCTION outbox.ping'),
+        (3, 'EXECUTE',     'FUNCTION outbox.start'),
+        (3, 'EXECUTE',     'FUNCTION outbox.stop'),
+        (3, 'EXECUTE',     'FUNCTION outbox.maintain'),
+        (3, 'EXECUTE',     'FUNCTION outbox.health'),
+        (3, 'EXECUTE',     'FUNCTION outbox.redrive'),
+        (3, 'EXECUTE',     'FUNCTION outbox.discard'),
+        (3, 'EXECUTE',     'FUNCTION outbox.epoch'),
+        (3, 'SELECT',      'TABLE outbox.event'),
+        (3, 'SELECT',      'TABLE outbox.kept_event'),
+        (3, 'SELECT',      'TABLE outbox.gap'),
+        (3, 'SELECT',      'TABLE outbox.operation')
+      ) AS r (level, privilege, object)
+     WHERE CASE kind WHEN 'publisher' THEN r.level = 0
+                     WHEN 'consumer'  THEN r.level = 1
+                     WHEN 'manager'   THEN r.level BETWEEN 1 AND 2
+                     WHEN 'operator'  THEN r.level BETWEEN 1 AND 3 END
+$$;
+COMMENT ON FUNCTION outbox._rights(text) IS 'The rights of a kind of role, as GRANT and REVOKE name them';
+
+CREATE FUNCTION outbox._check_role(role regrole, kind text) RETURNS name LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    role_name name;
+BEGIN
+    IF kind IS NULL OR kind NOT IN ('publisher', 'consumer', 'manager', 'operator') THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('invalid kind of role: "%s"', COALESCE(kind, 'NULL')),
+            DETAIL = 'The kinds are publisher, consumer, manager and operator.', HINT = 'See the comment of outbox.grant_role().';
+    END IF;
+    SELECT r.rolname INTO role_name FROM pg_roles AS r WHERE r.oid = role::oid;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = 'role does not exist', DETAIL = format('No role has the OID %s.', COALESCE(role::oid::text, 'NULL')), HINT = 'Create the role first.';
+    END IF;
+    RETURN role_name;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_role(regrole, text) IS 'The name of a role that is to get or lose rights of this kind';
+
+CREATE FUNCTION outbox.grant_role(role regrole, kind text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    role_name name := outbox._check_role(grant_role.role, grant_role.kind);
+    one       record;
+BEGIN
+    FOR one IN SELECT r.privilege, r.object FROM outbox._rights(grant_role.kind) AS r LOOP
+        EXECUTE format('GRANT %s ON %s TO %I', one.privilege, one.object, role_name);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox.grant_role(regrole, text) IS
+'Gives a role the rights of a kind. publisher: records events, and sees nothing. consumer: reads the status views and event_status(). manager: also subscribes, on the public network.
+operator: also start, stop, maintenance, health, redrive, discard, the network option private, and reads events. Only superusers may call this. Errors: 22023 for an unknown kind.';
+
+CREATE FUNCTION outbox.revoke_role(role regrole, kind text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    role_name name := outbox._check_role(revoke_role.role, revoke_role.kind);
+    kept      text;
+    one       record;
+BEGIN
+    -- the two families share the right to use the schema: the other one is granted again. Each kind has a function that lesser kinds do not.
+    SELECT m.kind INTO kept
+      FROM (VALUES ('enqueue_raw', 'publisher', 1), ('start', 'operator', 2), ('subscribe', 'manager', 3), ('event_status', 'consumer', 4)) AS m (function, kind, rank)
+      JOIN pg_proc AS p ON p.pronamespace = 'outbox'::regnamespace AND p.proname = m.function
+     CROSS JOIN LATERAL aclexplode(p.proacl) AS a
+     WHERE a.grantee = revoke_role.role::oid AND (m.kind = 'publisher') <> (revoke_role.kind = 'publisher')
+     ORDER BY m.rank LIMIT 1;
+
+    FOR one IN SELECT r.privilege, r.object FROM outbox._rights(CASE revoke_role.kind WHEN 'publisher' THEN 'publisher' ELSE 'operator' END) AS r LOOP
+        EXECUTE format('REVOKE %s ON %s FROM %I', one.privilege, one.object, role_name);
+    END LOOP;
+    IF kept IS NOT NULL THEN
+        PERFORM outbox.grant_role(revoke_role.role, kept);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.revoke_role(regrole, text) IS
+'Takes the rights of a kind from a role. publisher is one thing; of consumer, manager and operator, each including the one before, none is left: to make an operator a manager, revoke and grant.
+Only superusers may call this. Errors: 22023 for an unknown kind.';
+
+-- Functions are EXECUTE for PUBLIC when they are created, and ALTER DEFAULT PRIVILEGES may have added more. From here on nobody but the owner has any right.
+REVOKE ALL ON ALL ROUTINES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON SCHEMA outbox FROM PUBLIC;
