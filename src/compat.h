@@ -7,7 +7,7 @@
 #ifndef OUTBOX_COMPAT_H
 #define OUTBOX_COMPAT_H
 
-#if PG_VERSION_NUM < 150000
+#if defined(PG_VERSION_NUM) && PG_VERSION_NUM < 150000
 #error "outbox needs PostgreSQL 15 or newer"
 #endif
 
@@ -54,8 +54,33 @@
 #endif
 
 /* since 19 the server itself ends such workers for commands that need a database to itself */
+/* ExecInsertIndexTuples learned about summarizing indexes in 16 */
+#if PG_VERSION_NUM < 160000
+#define OutboxInsertIndexTuples(result, slot, estate) \
+	ExecInsertIndexTuples((result), (slot), (estate), false, false, NULL, NIL)
+#else
+#define OutboxInsertIndexTuples(result, slot, estate) \
+	ExecInsertIndexTuples((result), (slot), (estate), false, false, NULL, NIL, false)
+#endif
+
 #if PG_VERSION_NUM < 190000
 #define BGWORKER_INTERRUPTIBLE 0
 #endif
+
+/*
+ * libcurl.  Seen by whoever includes curl/curl.h first; PostgreSQL's headers are not needed.
+ */
+#ifdef LIBCURL_VERSION_NUM
+#if LIBCURL_VERSION_NUM < 0x075801
+#error "outbox needs libcurl 7.88.1 or newer"
+#endif
+
+/* since 8.20 resolver threads belong to the multi handle, and so does leaving them behind */
+#if LIBCURL_VERSION_NUM >= 0x081400
+#define OUTBOX_MULTI_QUICK_EXIT(multi) ((void) curl_multi_setopt((multi), CURLMOPT_QUICK_EXIT, 1L))
+#else
+#define OUTBOX_MULTI_QUICK_EXIT(multi) ((void) 0)
+#endif
+#endif							/* LIBCURL_VERSION_NUM */
 
 #endif							/* OUTBOX_COMPAT_H */
