@@ -17,8 +17,8 @@ my $claims = 0;
 
 sub chapter { my ($title, $text) = @_; printf "\n%s%s%s\n%s\n", $bold, $title, $plain, $text ? "$dim$text$plain\n" : '' }
 
-# tell(who, what[, when]): a line of the timeline.
-sub tell
+# moment(who, what[, when]): a line of the timeline.
+sub moment
 {
 	my ($who, $what, $at) = @_;
 	my ($first, @more) = split /\n/, $what;
@@ -70,15 +70,14 @@ sub run
 	my ($sql) = @_;
 	my $answer = $application->query($sql);
 	claim(0, "this works: $sql\n" . ($answer // '')) if !defined $answer || $answer =~ /ERROR/;
-	tell('application', $sql . ($sql =~ /^SELECT/ ? "\n→ $answer" : ''));
+	moment('application', $sql . ($sql =~ /^SELECT/ ? "\n→ $answer" : ''));
 	return $answer;
 }
 
 sub subscribe { my ($name, $path, $more) = @_; return ask("SELECT outbox.subscribe('$name', '" . $receiver->url($path) . "', network => 'private'" . ($more ? ", $more" : '') . ')') }
 
 # The n-th request with this id at this path.
-sub arrived { my ($path, $id, $n) = @_; return wait_until("request $n for $id arrives", sub { ($receiver->_of($path, $id))[ $n - 1 ] }) }
-sub Outbox::Receiver::_of { my ($self, $path, $id) = @_; return grep { $_->{id} eq $id } $self->requests($path) }
+sub arrived { my ($path, $id, $n) = @_; return wait_until("request $n for $id arrives", sub { ($receiver->of($path, $id))[ $n - 1 ] }) }
 
 sub status { my ($id, $name) = @_; return ask("SELECT status FROM outbox.event_status('$id') WHERE subscription = '$name'") }
 
@@ -86,21 +85,21 @@ sub show
 {
 	my ($request, $note) = @_;
 	my %reason = (200 => 'OK', 500 => 'Internal Server Error', 503 => 'Service Unavailable');
-	tell('receiver', "POST $request->{path}  →  " . ($request->{status} < 300 ? $green : $red) . "$request->{status} " . ($reason{ $request->{status} } // '') . $plain . ($note ? "   $dim$note$plain" : ''), $request->{at});
+	moment('receiver', "POST $request->{path}  →  " . ($request->{status} < 300 ? $green : $red) . "$request->{status} " . ($reason{ $request->{status} } // '') . $plain . ($note ? "   $dim$note$plain" : ''), $request->{at});
 }
 
 sub paragraph { my ($text) = @_; print ' ' x 25, "$dim$_$plain\n" for split /\n/, $text }
 
 # ---- the story --------------------------------------------------------------------------------------------------------------------
 
-tell('server', "PostgreSQL $version with outbox preloaded");
-tell('receiver', 'listens at ' . $receiver->url('/') . ' and writes down every request');
+moment('server', "PostgreSQL $version with outbox preloaded");
+moment('receiver', 'listens at ' . $receiver->url('/') . ' and writes down every request');
 ask('CREATE EXTENSION outbox');
 ask('CREATE TABLE orders (id int PRIMARY KEY, total numeric)');
 ask('SELECT outbox.start()');
 my $secret = subscribe('shop', '/ok', "types => '{order.paid}'");
 $receiver->control(secret => $secret, path => '/ok');
-tell('operator', "SELECT outbox.subscribe('shop', '" . $receiver->url('/ok') . "', …)\n→ " . substr($secret, 0, 12) . '…, the secret that requests are signed with');
+moment('operator', "SELECT outbox.subscribe('shop', '" . $receiver->url('/ok') . "', …)\n→ " . substr($secret, 0, 12) . '…, the secret that requests are signed with');
 subscribe('billing', '/flaky/2', "types => '{invoice.*}', retry_base => '400 ms', retry_factor => 2, retry_jitter => 0");
 $receiver->control(script => 'crm', then => 503);
 subscribe('crm', '/script/crm', "types => '{customer.*}', max_attempts => 3, retry_base => '200 ms', retry_factor => 2, retry_jitter => 0");
@@ -112,7 +111,7 @@ chapter('An order is paid', 'The business write and the event are one transactio
 run('BEGIN');
 run('INSERT INTO orders VALUES (42, 19.99)');
 my $id = run(q{SELECT outbox.enqueue('order.paid', '{"order": 42, "total": "19.99"}', key => '42')});
-my $before = $receiver->_of('/ok', $id);
+my $before = $receiver->of('/ok', $id);
 my $committing = time;
 run('COMMIT');
 my $committed = time;
@@ -134,7 +133,7 @@ my $never = run(q{SELECT outbox.enqueue('order.paid', '{"order": 43, "total": "5
 run('ROLLBACK');
 my $next = run(q{SELECT outbox.enqueue('order.paid', '{"order": 44, "total": "7.50"}', key => '44')});
 show(arrived('/ok', $next, 1), 'order 44');
-claim($receiver->_of('/ok', $never) == 0, 'order 44 arrived, order 43 never did');
+claim($receiver->of('/ok', $never) == 0, 'order 44 arrived, order 43 never did');
 claim(ask("SELECT count(*) FROM outbox.event WHERE id = '$never'") eq '0', 'there is no trace of it in the event log');
 
 chapter('A receiver that fails twice', 'Retried with growing delays, always the same id and the same bytes.');
@@ -151,7 +150,7 @@ chapter('A receiver that never succeeds', 'After max_attempts (here 3) the event
 my $dead = run(q{SELECT outbox.enqueue('customer.moved', '{"customer": 9}', key => '9')});
 show(arrived('/script/crm', $dead, $_), "attempt $_") for 1 .. 3;
 wait_until('the event becomes a dead letter', sub { status($dead, 'crm') eq 'dead' });
-tell('operator', 'SELECT subscription, type, reason, attempts, last_status_code FROM outbox.dead_letter');
+moment('operator', 'SELECT subscription, type, reason, attempts, last_status_code FROM outbox.dead_letter');
 my $letter = ask('SELECT subscription, type, reason, attempts, last_status_code FROM outbox.dead_letter');
 paragraph('→ ' . join('  ', split /\|/, $letter));
 claim($letter eq 'crm|customer.moved|max_attempts|3|503', 'it says who did not get what, and why');
@@ -159,10 +158,10 @@ claim($letter eq 'crm|customer.moved|max_attempts|3|503', 'it says who did not g
 chapter('The receiver is repaired, the dead letter sent again');
 $receiver->control(script => 'crm', then => 200);
 my $count = ask(q{SELECT outbox.redrive('crm')});
-tell('operator', "SELECT outbox.redrive('crm')\n→ $count");
+moment('operator', "SELECT outbox.redrive('crm')\n→ $count");
 $request = arrived('/script/crm', $dead, 4);
 show($request);
-claim($request->{status} == 200 && $request->{sha256} eq ($receiver->_of('/script/crm', $dead))[0]{sha256}, 'the redriven event arrived, the same bytes under the same id');
+claim($request->{status} == 200 && $request->{sha256} eq ($receiver->of('/script/crm', $dead))[0]{sha256}, 'the redriven event arrived, the same bytes under the same id');
 wait_until('there is no dead letter left', sub { ask('SELECT count(*) FROM outbox.dead_letter') eq '0' });
 claim(ask(q{SELECT action || ' ' || count FROM outbox.operation WHERE subscription = 'crm'}) eq 'redrive 1', 'there is no dead letter left, and outbox.operation knows who redrove it');
 

@@ -71,6 +71,9 @@ sub requests
 	return grep { !defined $path || $_->{path} eq $path } @{ $self->{requests} };
 }
 
+# Those with this webhook-id.
+sub of { my ($self, $path, $id) = @_; return grep { $_->{id} eq $id } $self->requests($path) }
+
 # Those that got a 2xx.
 sub delivered { my ($self, $path) = @_; return grep { was_delivered($_) } $self->requests($path) }
 
