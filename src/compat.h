@@ -53,7 +53,6 @@
 #define OutboxShmemInitHash(name, size, info, flags) ShmemInitHash((name), (size), (info), (flags))
 #endif
 
-/* since 19 the server itself ends such workers for commands that need a database to itself */
 /* ExecInsertIndexTuples learned about summarizing indexes in 16 */
 #if PG_VERSION_NUM < 160000
 #define OutboxInsertIndexTuples(result, slot, estate) \
@@ -63,6 +62,28 @@
 	ExecInsertIndexTuples((result), (slot), (estate), false, false, NULL, NIL, false)
 #endif
 
+/* wait events can be named since 17 */
+#if PG_VERSION_NUM < 170000
+#define OutboxWaitEvent(name) PG_WAIT_EXTENSION
+#else
+#define OutboxWaitEvent(name) WaitEventExtensionNew(name)
+#endif
+
+/* ExecInsertIndexTuples learned about summarizing indexes in 16, index_beginscan about instrumentation in 18 */
+#if PG_VERSION_NUM < 160000
+#define OutboxExecInsertIndexTuples(target, slot, estate) \
+	ExecInsertIndexTuples((target), (slot), (estate), false, false, NULL, NIL)
+#else
+#define OutboxExecInsertIndexTuples(target, slot, estate) \
+	ExecInsertIndexTuples((target), (slot), (estate), false, false, NULL, NIL, false)
+#endif
+#if PG_VERSION_NUM < 180000
+#define OutboxIndexBeginScan(heap, index, snapshot, nkeys) index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#else
+#define OutboxIndexBeginScan(heap, index, snapshot, nkeys) index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
+#endif
+
+/* since 19 the server itself ends such workers for commands that need a database to itself */
 #if PG_VERSION_NUM < 190000
 #define BGWORKER_INTERRUPTIBLE 0
 #endif

@@ -1,0 +1,847 @@
+/*
+ * The event log: append, scan and find.
+ *
+ * Guarantees that an event is appended to a segment that is still current while its lock is held, with an id taken after the
+ * transaction's xid; and that a scan returns exactly what one snapshot sees and another does not, whatever committed in which order.
+ * A producer never waits here for delivery or for maintenance, and a reader never waits for anybody.
+ *
+ * Must never choose a segment by an MVCC read, nor remember one from call to call: what a transaction saw or locked earlier
+ * says nothing about where an event may go now.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/nbtree.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "bell.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
+#include "compat.h"
+#include "event_id.h"
+#include "event_log.h"
+#include "executor/executor.h"
+#include "lib/binaryheap.h"
+#include "miscadmin.h"
+#include "segment.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/xid8.h"
+
+/* ---- what the extension is made of ---- */
+
+static OutboxCatalog catalog;
+static bool catalog_valid = false;
+static uint64 invalidations = 0;	/* of one of ours; while nothing is remembered, of anything */
+
+static void
+forget_catalog(Datum arg, Oid relation)
+{
+	bool		ours = !catalog_valid || !OidIsValid(relation);
+
+	for (int i = 0; i < OUTBOX_SEGMENTS && !ours; i++)
+		ours = catalog.segments[i] == relation;
+	if (ours)
+	{
+		catalog_valid = false;
+		invalidations++;
+	}
+}
+
+/* Finds the extension's row: its OID and its schema. */
+static bool
+find_extension(OutboxCatalog *found)
+{
+	Relation	extensions = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("outbox"));
+	scan = systable_beginscan(extensions, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		found->extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+		found->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	}
+	systable_endscan(scan);
+	table_close(extensions, AccessShareLock);
+	return HeapTupleIsValid(tuple);
+}
+
+/* The segments, each of which must be a table of the extension and not somebody's table of that name. */
+static bool
+find_segments(OutboxCatalog *found)
+{
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		char		name[NAMEDATALEN];
+
+		snprintf(name, sizeof(name), "event_%d", i);
+		found->segments[i] = get_relname_relid(name, found->schema);
+		if (!OidIsValid(found->segments[i]) ||
+			get_rel_relkind(found->segments[i]) != RELKIND_RELATION ||
+			getExtensionOfObject(RelationRelationId, found->segments[i]) != found->extension)
+			return false;
+	}
+	return true;
+}
+
+/* Calls outbox.epoch(). */
+static bool
+find_epoch(OutboxCatalog *found)
+{
+	Oid			function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("epoch"),
+										   PointerGetDatum(buildoidvector(NULL, 0)), ObjectIdGetDatum(found->schema));
+	bool		push = !ActiveSnapshotSet();
+
+	if (!OidIsValid(function) || getExtensionOfObject(ProcedureRelationId, function) != found->extension)
+		return false;
+	if (push)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	found->epoch = DatumGetInt64(OidFunctionCall0(function));
+	if (push)
+		PopActiveSnapshot();
+	return true;
+}
+
+const OutboxCatalog *
+outbox_catalog(void)
+{
+	static bool registered = false;
+	OutboxCatalog found;
+	uint64		before;
+
+	if (catalog_valid)
+		return &catalog;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_catalog, (Datum) 0);
+		registered = true;
+	}
+
+	/* What is missing is not remembered: nothing would say when it comes. */
+	before = invalidations;
+	if (!find_extension(&found) || !find_segments(&found) || !find_epoch(&found))
+		return NULL;
+	catalog = found;
+	catalog_valid = invalidations == before;	/* else it is good for this once */
+	return &catalog;
+}
+
+static const OutboxCatalog *
+require_catalog(void)
+{
+	const OutboxCatalog *found = outbox_catalog();
+
+	if (found == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"outbox\" does not exist in this database"),
+				 errhint("Run CREATE EXTENSION outbox.")));
+	return found;
+}
+
+/* ---- append ---- */
+
+/*
+ * Opens and locks the current segment.  Whoever rotates publishes another number first and then asks for a ShareLock on this one; so a lock that
+ * we got before we saw the number unchanged is one that they will find.  The first try does not wait: a segment that someone has locked
+ * is, as a rule, no longer the current one.
+ */
+static Relation
+open_current(OutboxDatabase *database)
+{
+	for (;;)
+	{
+		uint32		current = pg_atomic_read_u32(&database->current);
+		Oid			segment;
+		Relation	heap = NULL;
+
+		if (current == OUTBOX_NO_SEGMENT)
+		{
+			outbox_log_floor(database);
+			continue;
+		}
+
+		segment = require_catalog()->segments[current];
+		if (!ConditionalLockRelationOid(segment, RowExclusiveLock))
+		{
+			if (pg_atomic_read_u32(&database->current) != current)
+				continue;
+			LockRelationOid(segment, RowExclusiveLock);
+		}
+		if (pg_atomic_read_u32(&database->current) == current)
+			heap = try_table_open(segment, NoLock);
+		if (heap != NULL)
+			return heap;
+		UnlockRelationOid(segment, RowExclusiveLock);
+	}
+}
+
+static void
+fill_slot(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id, FullTransactionId xid, int64 epoch, TimestampTz now)
+{
+	Datum	   *values = slot->tts_values;
+	bool	   *nulls = slot->tts_isnull;
+	struct
+	{
+		EventColumn column;
+		const void *value;
+	}			optional[] = {
+		{EVENT_KEY, event->key},
+		{EVENT_TENANT, event->tenant},
+		{EVENT_PAYLOAD, event->payload},
+		{EVENT_BODY, event->body},
+		{EVENT_CONTENT_TYPE, event->content_type},
+		{EVENT_HEADERS, event->headers},
+		{EVENT_TRACEPARENT, event->traceparent}
+	};
+
+	ExecClearTuple(slot);
+	memset(nulls, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	memset(nulls, false, sizeof(bool) * EVENT_TYPE);	/* the first columns, up to this one, are never null */
+	values[EVENT_ID - 1] = UUIDPGetDatum(id);
+	values[EVENT_XID - 1] = FullTransactionIdGetDatum(xid);
+	values[EVENT_EPOCH - 1] = Int64GetDatum(epoch);
+	values[EVENT_CREATED_AT - 1] = TimestampTzGetDatum(now);
+	values[EVENT_TYPE - 1] = PointerGetDatum(event->type);
+	for (int i = 0; i < lengthof(optional); i++)
+	{
+		values[optional[i].column - 1] = PointerGetDatum(optional[i].value);
+		nulls[optional[i].column - 1] = optional[i].value == NULL;
+	}
+	ExecStoreVirtualTuple(slot);
+}
+
+void
+outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
+{
+	OutboxDatabase *database = outbox_bell_database(require_catalog()->extension);
+	Relation	heap = open_current(database);
+	int64		epoch = require_catalog()->epoch;
+	EState	   *estate = CreateExecutorState();
+	ResultRelInfo *target = makeNode(ResultRelInfo);
+	TupleTableSlot *slot = table_slot_create(heap, NULL);
+	CommandId	command = GetCurrentCommandId(true);
+	FullTransactionId xid = GetTopFullTransactionId();	/* before any id is taken: snapshot.h */
+
+	outbox_segment_check(heap);
+	InitResultRelInfo(target, heap, 0, NULL, 0);
+	ExecOpenIndices(target, false);
+
+	for (int i = 0; i < n; i++)
+	{
+		TimestampTz now;
+
+		CHECK_FOR_INTERRUPTS();
+		outbox_event_id_next(&database->clock, &ids[i], &now);
+		fill_slot(slot, &events[i], &ids[i], xid, epoch, now);
+		table_tuple_insert(heap, slot, command, 0, NULL);
+		if (target->ri_NumIndices > 0)
+			list_free(OutboxExecInsertIndexTuples(target, slot, estate));
+		ResetPerTupleExprContext(estate);
+	}
+
+	ExecCloseIndices(target);
+	ExecDropSingleTupleTableSlot(slot);
+	FreeExecutorState(estate);
+	table_close(heap, NoLock);	/* the lock stays: sealing depends on it */
+	outbox_bell_note(database, OUTBOX_RING_EVENTS);
+}
+
+/* ---- segments as relations ---- */
+
+void
+outbox_segment_check(Relation heap)
+{
+	if (RelationGetNumberOfAttributes(heap) < EVENT_TRACEPARENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has not the columns of an outbox segment", RelationGetRelationName(heap))));
+}
+
+/*
+ * Opens, in AccessShare mode, the index on (id), or on (xid, id).  They are known by their columns, for a DBA may have rebuilt them
+ * under other names.  With `wait` false, NULL if one of the indexes is locked.
+ */
+Relation
+outbox_segment_index(Relation heap, bool by_xid, bool wait)
+{
+	List	   *indexes = RelationGetIndexList(heap);
+	Relation	found = NULL;
+	ListCell   *cell;
+
+	foreach(cell, indexes)
+	{
+		Oid			oid = lfirst_oid(cell);
+		Relation	index;
+
+		if (wait)
+			LockRelationOid(oid, AccessShareLock);
+		else if (!ConditionalLockRelationOid(oid, AccessShareLock))
+		{
+			list_free(indexes);
+			return NULL;
+		}
+		index = index_open(oid, NoLock);
+		if (index->rd_rel->relam == BTREE_AM_OID && index->rd_index->indisvalid &&
+			heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL) &&
+			IndexRelationGetNumberOfKeyAttributes(index) == (by_xid ? 2 : 1) &&
+			index->rd_index->indkey.values[0] == (by_xid ? EVENT_XID : EVENT_ID) &&
+			(!by_xid || index->rd_index->indkey.values[1] == EVENT_ID))
+		{
+			found = index;
+			break;
+		}
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+
+	if (found == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" lacks its index on %s", RelationGetRelationName(heap), by_xid ? "(xid, id)" : "(id)")));
+	return found;
+}
+
+/* The first or last id of a segment, whatever became of its row; false if there is none. */
+bool
+outbox_segment_edge(Relation heap, ScanDirection direction, pg_uuid_t *id)
+{
+	Relation	index = outbox_segment_index(heap, false, true);
+	TupleTableSlot *slot = table_slot_create(heap, NULL);
+	IndexScanDesc scan = OutboxIndexBeginScan(heap, index, SnapshotAny, 0);
+	bool		found;
+
+	scan->ignore_killed_tuples = false;
+	index_rescan(scan, NULL, 0, NULL, 0);
+	found = index_getnext_slot(scan, direction, slot);
+	if (found)
+	{
+		bool		isnull;
+
+		*id = *DatumGetUUIDP(slot_getattr(slot, EVENT_ID, &isnull));
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	return found;
+}
+
+/* ---- open and close ---- */
+
+typedef struct Segment
+{
+	Relation	heap;
+	Relation	by_id;
+	Relation	by_xid;
+} Segment;
+
+struct OutboxLog
+{
+	int			n;
+	Segment		segments[OUTBOX_SEGMENTS];
+};
+
+static bool
+open_segment(Segment *segment, Oid oid)
+{
+	if (!ConditionalLockRelationOid(oid, AccessShareLock))
+		return false;
+	segment->heap = table_open(oid, NoLock);
+	outbox_segment_check(segment->heap);
+	segment->by_id = outbox_segment_index(segment->heap, false, false);
+	if (segment->by_id != NULL)
+		segment->by_xid = outbox_segment_index(segment->heap, true, false);
+	return segment->by_xid != NULL;
+}
+
+/* Also closes what was opened only in part. */
+static void
+close_segment(Segment *segment)
+{
+	if (segment->by_xid != NULL)
+		index_close(segment->by_xid, AccessShareLock);
+	if (segment->by_id != NULL)
+		index_close(segment->by_id, AccessShareLock);
+	if (segment->heap != NULL)
+		table_close(segment->heap, AccessShareLock);
+}
+
+OutboxLog *
+outbox_log_open(bool all, uint64 tick)
+{
+	const OutboxCatalog *found = require_catalog();
+	OutboxDatabase *database = outbox_bell_database(found->extension);
+	OutboxLog  *log = palloc0(sizeof(OutboxLog));
+	Oid			wanted[OUTBOX_SEGMENTS];
+
+	LWLockAcquire(&database->lock, LW_SHARED);
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		const OutboxSegmentState *state = &database->segments[i];
+
+		wanted[i] = all || !state->sealed || state->seal_tick >= tick ? found->segments[i] : InvalidOid;
+	}
+	LWLockRelease(&database->lock);
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		if (!OidIsValid(wanted[i]))
+			continue;
+		log->n++;
+		if (!open_segment(&log->segments[log->n - 1], wanted[i]))
+		{
+			outbox_log_close(log);
+			return NULL;
+		}
+	}
+	return log;
+}
+
+void
+outbox_log_close(OutboxLog *log)
+{
+	for (int i = log->n - 1; i >= 0; i--)
+		close_segment(&log->segments[i]);
+	pfree(log);
+}
+
+/* ---- scan ---- */
+
+/* An index scan whose rows come in id order, with its next row in the slot. */
+typedef struct Stream
+{
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	uint64		from_xid;		/* rows of older transactions belong to other streams, or to none */
+	pg_uuid_t	id;				/* of the row in the slot */
+} Stream;
+
+struct OutboxScan
+{
+	Snapshot	snapshot;		/* decides what is visible */
+	int64		epoch;
+	const OutboxSnapshot *base;
+	const OutboxSnapshot *to;
+	bool		careful;
+	MemoryContext context;
+
+	/* bounds on ids; the scan keys point here */
+	bool		has_after;
+	pg_uuid_t	after;			/* exclusive */
+	pg_uuid_t	unseen;			/* nothing that is in no late stream is lower */
+	pg_uuid_t	end;			/* exclusive */
+
+	List	   *streams;
+	binaryheap *heap;			/* streams that are not at their end, lowest id first */
+};
+
+/* binaryheap keeps the largest on top */
+static int
+compare_streams(Datum a, Datum b, void *arg)
+{
+	Stream	   *left = (Stream *) DatumGetPointer(a);
+	Stream	   *right = (Stream *) DatumGetPointer(b);
+
+	return memcmp(right->id.data, left->id.data, UUID_LEN);
+}
+
+static Datum
+column(TupleTableSlot *slot, EventColumn number)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, number, &isnull);
+
+	Assert(!isnull);
+	return value;
+}
+
+static bool
+belongs(OutboxScan *scan, Stream *stream)
+{
+	uint64		xid = U64FromFullTransactionId(DatumGetFullTransactionId(column(stream->slot, EVENT_XID)));
+
+	return xid >= stream->from_xid &&
+		(scan->to == NULL || outbox_snapshot_sees(scan->to, xid)) &&
+		DatumGetInt64(column(stream->slot, EVENT_EPOCH)) == scan->epoch;
+}
+
+/* To the next row that belongs to the scan; false at the end. */
+static bool
+advance(OutboxScan *scan, Stream *stream)
+{
+	while (index_getnext_slot(stream->scan, ForwardScanDirection, stream->slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (belongs(scan, stream))
+		{
+			stream->id = *DatumGetUUIDP(column(stream->slot, EVENT_ID));
+			return true;
+		}
+	}
+	ExecClearTuple(stream->slot);
+	return false;
+}
+
+/* The scan keys that bound ids, for the index column `number`. */
+static int
+bound_ids(OutboxScan *scan, ScanKey keys, AttrNumber number)
+{
+	int			n = 0;
+
+	if (scan->has_after)
+		ScanKeyInit(&keys[n++], number, BTGreaterStrategyNumber, F_UUID_GT, UUIDPGetDatum(&scan->after));
+	if (scan->to != NULL)
+		ScanKeyInit(&keys[n++], number, BTLessStrategyNumber, F_UUID_LT, UUIDPGetDatum(&scan->end));
+	return n;
+}
+
+static void
+add_stream(OutboxScan *scan, Relation heap, Relation index, ScanKey keys, int n, uint64 from_xid)
+{
+	Stream	   *stream = palloc0(sizeof(Stream));
+
+	stream->from_xid = from_xid;
+	stream->slot = table_slot_create(heap, NULL);
+	stream->scan = OutboxIndexBeginScan(heap, index, scan->snapshot, n);
+	index_rescan(stream->scan, keys, n, NULL, 0);
+	scan->streams = lappend(scan->streams, stream);
+}
+
+/* What began after base: ids above its clock, xids not yet assigned then. */
+static void
+add_new(OutboxScan *scan, Segment *segment)
+{
+	ScanKeyData keys[3];
+	int			n = bound_ids(scan, keys, 1);
+
+	if (scan->base != NULL)
+		ScanKeyInit(&keys[n++], 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(&scan->unseen));
+	add_stream(scan, segment->heap, segment->by_id, keys, n, scan->base != NULL ? scan->base->next : 0);
+}
+
+/* What one transaction wrote that was in progress at base. */
+static void
+add_late(OutboxScan *scan, Segment *segment, uint64 xid)
+{
+	ScanKeyData keys[3];
+	int			n;
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
+	n = 1 + bound_ids(scan, &keys[1], 2);
+	add_stream(scan, segment->heap, segment->by_xid, keys, n, 0);
+}
+
+/* Was in progress at base, and `to` sees it. */
+static bool
+is_late(OutboxScan *scan, uint64 xid)
+{
+	return xid < scan->base->next && !outbox_snapshot_sees(scan->base, xid) &&
+		(scan->to == NULL || outbox_snapshot_sees(scan->to, xid));
+}
+
+/*
+ * The first xid from `xid` on that may be late: one that base listed, or any from its xmax on.  *position moves
+ * along base->xip.  Past the last one, something >= base->next.
+ */
+static uint64
+next_candidate(OutboxScan *scan, uint64 xid, uint32 *position)
+{
+	const OutboxSnapshot *base = scan->base;
+
+	for (; *position < base->nxip; (*position)++)
+		if (base->xip[*position] >= xid && is_late(scan, base->xip[*position]))
+			return base->xip[*position];
+	return Max(xid, base->xmax);
+}
+
+/* The first xid from `xid` on that has a row in the index, dead or alive; false if there is none. */
+static bool
+probe_xid(IndexScanDesc probe, uint64 xid, uint64 *found)
+{
+	ScanKeyData key;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_XID8GE, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
+	index_rescan(probe, &key, 1, NULL, 0);
+	if (index_getnext_tid(probe, ForwardScanDirection) == NULL)
+		return false;
+	*found = U64FromFullTransactionId(DatumGetFullTransactionId(index_getattr(probe->xs_itup, 1, probe->xs_itupdesc, &isnull)));
+	return true;
+}
+
+/*
+ * A stream for each late transaction with rows in this segment, found by merging the candidates with the xids in the index: each goes forward to what the
+ * other has next, so that neither transactions without events nor events of other transactions are walked through.
+ */
+static void
+add_all_late(OutboxScan *scan, Segment *segment)
+{
+	IndexScanDesc probe = OutboxIndexBeginScan(segment->heap, segment->by_xid, scan->snapshot, 1);
+	uint64		xid = 0;
+	uint32		position = 0;
+
+	probe->xs_want_itup = true;
+	for (;;)
+	{
+		uint64		found;
+
+		CHECK_FOR_INTERRUPTS();
+		xid = next_candidate(scan, xid, &position);
+		if (xid >= scan->base->next || !probe_xid(probe, xid, &found))
+			break;
+		if (is_late(scan, found))
+			add_late(scan, segment, found);
+		xid = found + 1;
+	}
+	index_endscan(probe);
+}
+
+OutboxScan *
+outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const OutboxSnapshot *to,
+				const pg_uuid_t *after, bool careful)
+{
+	OutboxScan *scan = palloc0(sizeof(OutboxScan));
+	ListCell   *cell;
+
+	scan->snapshot = RegisterSnapshot(GetActiveSnapshot());
+	scan->epoch = epoch;
+	scan->base = base;
+	scan->to = to;
+	scan->careful = careful;
+	scan->context = CurrentMemoryContext;
+	if (after != NULL)
+	{
+		scan->has_after = true;
+		scan->after = *after;
+	}
+	if (base != NULL)
+		outbox_event_id_lowest(base->clock + 1, &scan->unseen);
+	if (to != NULL)
+		outbox_event_id_lowest(to->clock + 1, &scan->end);
+
+	for (int i = 0; i < log->n; i++)
+	{
+		Segment    *segment = &log->segments[i];
+
+		if (RelationGetNumberOfBlocks(segment->heap) == 0)
+			continue;
+		add_new(scan, segment);
+		if (base != NULL)
+			add_all_late(scan, segment);
+	}
+
+	scan->heap = binaryheap_allocate(Max(list_length(scan->streams), 1), compare_streams, NULL);
+	foreach(cell, scan->streams)
+		if (advance(scan, lfirst(cell)))
+			binaryheap_add_unordered(scan->heap, PointerGetDatum(lfirst(cell)));
+	binaryheap_build(scan->heap);
+	return scan;
+}
+
+/* ---- rows to events ---- */
+
+static char *
+text_column(TupleTableSlot *slot, EventColumn number)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, number, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* The columns of fixed size: readable whatever happened to the rest. */
+static void
+read_fixed(TupleTableSlot *slot, OutboxEvent *event)
+{
+	memset(event, 0, sizeof(*event));
+	event->id = *DatumGetUUIDP(column(slot, EVENT_ID));
+	event->xid = U64FromFullTransactionId(DatumGetFullTransactionId(column(slot, EVENT_XID)));
+	event->created_at = DatumGetTimestampTz(column(slot, EVENT_CREATED_AT));
+}
+
+static void
+read_body(TupleTableSlot *slot, OutboxEvent *event)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, EVENT_PAYLOAD, &isnull);
+	bytea	   *body;
+
+	if (!isnull)
+	{
+		Jsonb	   *payload = DatumGetJsonbP(value);
+
+		event->json = true;
+		event->body = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
+		event->body_size = strlen(event->body);
+		event->content_type = pstrdup("application/json");
+		return;
+	}
+
+	value = slot_getattr(slot, EVENT_BODY, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("event has neither payload nor body")));
+	body = DatumGetByteaPP(value);
+	event->body_size = VARSIZE_ANY_EXHDR(body);
+	event->body = text_to_cstring((text *) body);	/* only the types differ */
+	event->content_type = text_column(slot, EVENT_CONTENT_TYPE);
+}
+
+static void
+read_rest(TupleTableSlot *slot, OutboxEvent *event)
+{
+	bool		isnull;
+	Datum		headers;
+
+	read_body(slot, event);
+	event->type = text_column(slot, EVENT_TYPE);
+	event->key = text_column(slot, EVENT_KEY);
+	event->tenant = text_column(slot, EVENT_TENANT);
+	event->traceparent = text_column(slot, EVENT_TRACEPARENT);
+	headers = slot_getattr(slot, EVENT_HEADERS, &isnull);
+	if (!isnull)
+		event->headers = DatumGetJsonbPCopy(headers);
+}
+
+/*
+ * A subtransaction, because an error in the middle of reading TOAST leaves pins and open relations behind.  What is not the
+ * row's fault is raised all the same.
+ */
+static void
+read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		read_rest(slot, event);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+
+		if (category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) || geterrcode() == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		read_fixed(slot, event);
+		event->unreadable = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+}
+
+bool
+outbox_log_next(OutboxScan *scan, OutboxEvent *event)
+{
+	Stream	   *stream;
+	MemoryContext caller;
+
+	if (binaryheap_empty(scan->heap))
+		return false;
+
+	stream = (Stream *) DatumGetPointer(binaryheap_first(scan->heap));
+	read_fixed(stream->slot, event);
+	if (scan->careful)
+		read_rest_carefully(stream->slot, event);
+	else
+		read_rest(stream->slot, event);
+
+	caller = MemoryContextSwitchTo(scan->context);
+	if (advance(scan, stream))
+		binaryheap_replace_first(scan->heap, PointerGetDatum(stream));
+	else
+		binaryheap_remove_first(scan->heap);
+	MemoryContextSwitchTo(caller);
+	return true;
+}
+
+void
+outbox_log_end(OutboxScan *scan)
+{
+	ListCell   *cell;
+
+	foreach(cell, scan->streams)
+	{
+		Stream	   *stream = lfirst(cell);
+
+		index_endscan(stream->scan);
+		ExecDropSingleTupleTableSlot(stream->slot);
+	}
+	list_free_deep(scan->streams);
+	binaryheap_free(scan->heap);
+	UnregisterSnapshot(scan->snapshot);
+	pfree(scan);
+}
+
+/* ---- find ---- */
+
+static bool
+find_in(Relation heap, Relation by_id, const pg_uuid_t *id, OutboxEvent *event)
+{
+	ScanKeyData key;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	bool		found;
+
+	if (RelationGetNumberOfBlocks(heap) == 0)
+		return false;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	slot = table_slot_create(heap, NULL);
+	scan = OutboxIndexBeginScan(heap, by_id, GetActiveSnapshot(), 1);
+	index_rescan(scan, &key, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	if (found)
+	{
+		read_fixed(slot, event);
+		read_rest_carefully(slot, event);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return found;
+}
+
+static bool
+find_kept(const pg_uuid_t *id, OutboxEvent *event)
+{
+	Relation	kept = table_open(get_relname_relid("kept_event", require_catalog()->schema), AccessShareLock);
+	Relation	by_id = outbox_segment_index(kept, false, true);
+	bool		found = find_in(kept, by_id, id, event);
+
+	index_close(by_id, AccessShareLock);
+	table_close(kept, AccessShareLock);
+	return found;
+}
+
+bool
+outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event)
+{
+	for (int i = 0; i < log->n; i++)
+		if (find_in(log->segments[i].heap, log->segments[i].by_id, id, event))
+			return true;
+	return find_kept(id, event);
+}

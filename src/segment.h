@@ -1,0 +1,32 @@
+/*
+ * A segment as a table: what event_log.c and ring.c share, and nobody else includes.
+ */
+#ifndef OUTBOX_SEGMENT_H
+#define OUTBOX_SEGMENT_H
+
+#include "access/sdir.h"
+#include "utils/rel.h"
+#include "utils/uuid.h"
+
+/* The columns of outbox.event, its segments and kept_event.  What comes after the last one is a DBA's. */
+typedef enum EventColumn
+{
+	EVENT_ID = 1,
+	EVENT_XID,
+	EVENT_EPOCH,
+	EVENT_CREATED_AT,
+	EVENT_TYPE,
+	EVENT_KEY,
+	EVENT_TENANT,
+	EVENT_PAYLOAD,
+	EVENT_BODY,
+	EVENT_CONTENT_TYPE,
+	EVENT_HEADERS,
+	EVENT_TRACEPARENT
+} EventColumn;
+
+extern void outbox_segment_check(Relation heap);
+extern Relation outbox_segment_index(Relation heap, bool by_xid, bool wait);
+extern bool outbox_segment_edge(Relation heap, ScanDirection direction, pg_uuid_t *id);
+
+#endif							/* OUTBOX_SEGMENT_H */
