@@ -1,0 +1,523 @@
+/*
+ * Dispatch: routing, turns and outcomes.
+ *
+ * Guarantees that an event is offered to every lane that wants it, that lanes take turns, so that a long queue never starves a short one, that no lane sends more than its
+ * max_in_flight, and that an outcome leaves a trace in the ledger before its item is forgotten.
+ *
+ * It must never wait, never touch a table, and never send: the worker's loop does those with what this room says.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "common/pg_prng.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "event_id.h"
+
+/* The lanes that ask for one tenant's events. */
+typedef struct TenantEntry
+{
+	uint64		hash;
+	List	   *lanes;
+} TenantEntry;
+
+static OutboxDatabase *database;
+static MemoryContext index_context;
+static HTAB *tenants;			/* in index_context */
+static List *any_tenant;		/* in index_context: lanes that every event must be offered to */
+static dlist_head to_fetch = DLIST_STATIC_INIT(to_fetch);
+static int	total_in_flight = 0;
+
+void
+outbox_dispatch_init(OutboxDatabase *of)
+{
+	database = of;
+	outbox_lane_init(of);
+}
+
+/* ---- configuration ---- */
+
+static uint64
+tenant_hash(const char *tenant)
+{
+	return hash_bytes_extended((const unsigned char *) tenant, strlen(tenant), 0);
+}
+
+/* Which lanes an event must be offered to.  A lane with earlier rules is offered everything until they are history. */
+static void
+build_index(void)
+{
+	HASHCTL		control = {.keysize = sizeof(uint64), .entrysize = sizeof(TenantEntry)};
+	List	   *lanes = outbox_lane_all();
+	ListCell   *cell;
+	MemoryContext old;
+
+	if (index_context != NULL)
+		MemoryContextDelete(index_context);
+	index_context = AllocSetContextCreate(TopMemoryContext, "outbox routing", ALLOCSET_DEFAULT_SIZES);
+	control.hcxt = index_context;
+	tenants = hash_create("outbox tenants", 128, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	any_tenant = NIL;
+
+	old = MemoryContextSwitchTo(index_context);
+	foreach(cell, lanes)
+	{
+		OutboxLane *lane = lfirst(cell);
+		OutboxSubscription *subscription = lane->subscription;
+
+		if (subscription->match.tenant == NULL || subscription->n_earlier > 0)
+			any_tenant = lappend(any_tenant, lane);
+		else
+		{
+			uint64		hash = tenant_hash(subscription->match.tenant);
+			bool		found;
+			TenantEntry *tenant = hash_search(tenants, &hash, HASH_ENTER, &found);
+
+			tenant->lanes = lappend(found ? tenant->lanes : NIL, lane);
+		}
+	}
+	MemoryContextSwitchTo(old);
+}
+
+static void
+reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
+{
+	outbox_subscription_unpin(lane->subscription);
+	lane->subscription = outbox_subscription_pin(subscription);
+	lane->disabled = false;
+	if (outbox_lane_may_send(lane))
+		outbox_lane_enlist(lane);
+	else
+	{
+		outbox_lane_delist(lane);
+		outbox_lane_shed(lane);
+	}
+}
+
+void
+outbox_dispatch_configure(List *subscriptions, List **added)
+{
+	ListCell   *cell;
+
+	foreach(cell, outbox_lane_all())
+		((OutboxLane *) lfirst(cell))->present = false;
+	foreach(cell, subscriptions)
+	{
+		OutboxSubscription *subscription = lfirst(cell);
+		OutboxLane *lane = outbox_lane_find(subscription->id);
+
+		if (lane != NULL)
+			reconfigure(lane, subscription);
+		else
+		{
+			lane = outbox_lane_create(subscription);
+			*added = lappend(*added, lane);
+		}
+		lane->present = true;
+		outbox_subscription_unpin(subscription);
+	}
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+
+		if (!lane->present)
+			outbox_lane_drop(lane);
+	}
+	build_index();
+}
+
+/* ---- exceptions read back ---- */
+
+/* An operator changed this one: redriven events that were held or forgotten come back to life. */
+static void
+revive(OutboxItem *item, const OutboxException *exception)
+{
+	item->seen = true;
+	if (item->state != OUTBOX_ITEM_HELD || exception->status == OUTBOX_ROW_DEAD)
+		return;
+	item->attempts = exception->attempts;
+	item->first_at = exception->first_at;
+	item->next_at = exception->next_at;
+	outbox_item_retry(item);
+}
+
+static void
+forget_seen(OutboxItem *item)
+{
+	item->seen = false;
+}
+
+/* A row that an operator took away. What is in flight ends on its own. */
+static void
+drop_unseen(OutboxItem *item)
+{
+	if (!item->seen && item->state != OUTBOX_ITEM_IN_FLIGHT)
+		outbox_item_finish(item);
+}
+
+void
+outbox_dispatch_exceptions(const OutboxException *exceptions, int n)
+{
+	outbox_item_each_exception(forget_seen);
+	for (int i = 0; i < n; i++)
+	{
+		const OutboxException *exception = &exceptions[i];
+		OutboxLane *lane = outbox_lane_find(exception->subscription);
+		OutboxItem *item;
+
+		if (lane == NULL)
+			continue;
+		item = outbox_item_exception(exception->subscription, &exception->event_id);
+		if (item != NULL)
+			revive(item, exception);
+		else
+			outbox_item_take_over(lane, exception);
+	}
+	outbox_item_each_exception(drop_unseen);
+}
+
+/* ---- in ---- */
+
+/* Offers one event to a lane at the head. */
+static void
+offer(OutboxLane *lane, OutboxChunk *chunk, int index)
+{
+	OutboxPosition before;
+
+	if (!lane->at_head || !outbox_subscription_wants(lane->subscription, &chunk->events[index].event))
+		return;
+	if (outbox_chunk_is_settled(chunk, lane->subscription->id, &chunk->events[index].event.id))
+		return;
+	if (outbox_lane_has_room(lane))
+	{
+		outbox_lane_enter(lane, chunk, index);
+		return;
+	}
+	before = outbox_chunk_before(chunk, index);
+	outbox_lane_fall_off(lane, &before);
+}
+
+void
+outbox_dispatch_route(OutboxChunk *chunk, uint64 offset)
+{
+	for (int i = 0; i < chunk->n; i++)
+	{
+		const OutboxEvent *event = &chunk->events[i].event;
+		ListCell   *cell;
+
+		outbox_lane_head_at(offset + i);
+		foreach(cell, any_tenant)
+			offer(lfirst(cell), chunk, i);
+		if (event->tenant != NULL)
+		{
+			uint64		hash = tenant_hash(event->tenant);
+			TenantEntry *tenant = hash_search(tenants, &hash, HASH_FIND, NULL);
+
+			if (tenant == NULL)
+				continue;
+			foreach(cell, tenant->lanes)
+				offer(lfirst(cell), chunk, i);
+		}
+	}
+	outbox_lane_head_at(offset + chunk->n);
+}
+
+bool
+outbox_dispatch_fetching(void)
+{
+	return !dlist_is_empty(&to_fetch);
+}
+
+void
+outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk)
+{
+	for (int i = 0; i < chunk->n; i++)
+	{
+		const OutboxEvent *event = &chunk->events[i].event;
+
+		if (outbox_subscription_wants(lane->subscription, event) &&
+			!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id))
+		{
+			if (!outbox_lane_has_room(lane))
+			{
+				OutboxPosition before = outbox_chunk_before(chunk, i);
+
+				outbox_position_set(&lane->position, &before);
+				return;
+			}
+			outbox_lane_enter(lane, chunk, i);
+		}
+		lane->offset++;
+	}
+	outbox_position_set(&lane->position, &chunk->to);
+}
+
+int
+outbox_dispatch_to_fetch(OutboxItem **items, int max)
+{
+	int			n = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &to_fetch)
+	{
+		if (n == max)
+			break;
+		items[n++] = dlist_container(OutboxItem, queue, iter.cur);
+	}
+	return n;
+}
+
+/* An exception whose event no longer exists cannot be sent; it must not vanish either. */
+static void
+bury(OutboxItem *item)
+{
+	OutboxExchange lost = {.outcome = OUTBOX_INTERNAL, .error = "the event no longer exists"};
+
+	outbox_item_note(item, OUTBOX_ROW_DEAD, &lost, "internal", true);
+	outbox_item_finish(item);
+}
+
+void
+outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk)
+{
+	int			found = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		OutboxItem *item = items[i];
+
+		if (found == chunk->n || memcmp(&chunk->events[found].event.id, &item->id, sizeof(pg_uuid_t)) != 0)
+		{
+			bury(item);
+			continue;
+		}
+		dlist_delete(&item->queue);
+		item->chunk = outbox_chunk_pin(chunk);
+		item->logged = &chunk->events[found++];
+		outbox_item_ready(item, true);
+	}
+}
+
+/* ---- out ---- */
+
+OutboxItem *
+outbox_dispatch_next(int max_in_flight, TimestampTz now)
+{
+	OutboxLane *lane;
+
+	while (total_in_flight < max_in_flight && (lane = outbox_lane_next()) != NULL)
+	{
+		OutboxItem *item = dlist_container(OutboxItem, queue, dlist_pop_head_node(&lane->ready));
+
+		if (item->logged == NULL)
+		{
+			item->state = OUTBOX_ITEM_FETCHING;
+			dlist_push_tail(&to_fetch, &item->queue);
+			outbox_lane_enlist(lane);
+			continue;
+		}
+		item->state = OUTBOX_ITEM_IN_FLIGHT;
+		item->subscription = outbox_subscription_pin(lane->subscription);
+		item->started_at = now;
+		if (item->first_at == 0)
+			item->first_at = now;
+		lane->in_flight++;
+		total_in_flight++;
+		outbox_lane_enlist(lane);
+		return item;
+	}
+	return NULL;
+}
+
+int
+outbox_dispatch_in_flight(void)
+{
+	return total_in_flight;
+}
+
+static void
+retry(OutboxItem *item, const OutboxExchange *exchange, TimestampTz at)
+{
+	OutboxLane *lane = item->lane;
+
+	item->next_at = at;
+	outbox_item_retry(item);
+	if (item->row)
+	{
+		outbox_item_note(item, OUTBOX_ROW_RETRYING, exchange, NULL, true);
+		outbox_item_release(item);
+	}
+	else if (lane->n_rows < lane->subscription->max_blocked)
+		outbox_item_make_row(item, OUTBOX_ROW_RETRYING, exchange, NULL);
+}
+
+static void
+die_letter(OutboxItem *item, const OutboxExchange *exchange, const char *reason)
+{
+	OutboxLane *lane = item->lane;
+
+	if (!lane->subscription->block_on_dead || !item->keyed)
+	{
+		outbox_item_note(item, OUTBOX_ROW_DEAD, exchange, reason, item->row);
+		outbox_item_finish(item);
+		return;
+	}
+	item->state = OUTBOX_ITEM_HELD;
+	if (item->row)
+	{
+		outbox_item_note(item, OUTBOX_ROW_DEAD, exchange, reason, true);
+		outbox_item_release(item);
+	}
+	else
+		outbox_item_make_row(item, OUTBOX_ROW_DEAD, exchange, reason);
+}
+
+/* 410: nothing more goes there until an operator says so; this event stays the next one, and has lost no attempt. */
+static void
+disable(OutboxItem *item, const OutboxExchange *exchange)
+{
+	OutboxLane *lane = item->lane;
+
+	item->attempts--;
+	lane->disabled = true;
+	outbox_lane_delist(lane);
+	outbox_ledger_disable(lane->subscription->id, "410 Gone: the endpoint says that it is gone for good");
+	outbox_item_ready(item, true);
+	if (item->row)
+		outbox_item_note(item, OUTBOX_ROW_RETRYING, exchange, NULL, true);
+}
+
+static void
+tell(OutboxLane *lane, const OutboxExchange *exchange, TimestampTz now)
+{
+	if (lane->status == NULL)
+		return;
+	if (exchange->outcome == OUTBOX_DELIVERED)
+		lane->status->last_success_at = now;
+	else
+	{
+		LWLockAcquire(&database->lock, LW_EXCLUSIVE);
+		lane->status->last_error_at = now;
+		strlcpy(lane->status->last_error, exchange->error, sizeof(lane->status->last_error));
+		LWLockRelease(&database->lock);
+	}
+}
+
+void
+outbox_dispatch_finished(OutboxItem *item, const OutboxExchange *exchange, TimestampTz now)
+{
+	OutboxLane *lane = item->lane;
+	OutboxVerdict verdict;
+
+	total_in_flight--;
+	lane->in_flight--;
+	item->attempts++;
+	verdict = outbox_verdict(exchange->outcome, exchange->status, item->attempts, item->first_at, now,
+							 exchange->retry_after, pg_prng_double(&pg_global_prng_state), &item->subscription->retry);
+	outbox_subscription_unpin(item->subscription);
+	item->subscription = NULL;
+
+	if (lane->dropped)
+	{
+		outbox_item_free(item);
+		if (lane->in_flight == 0)
+			outbox_lane_free(lane);
+		return;
+	}
+	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange);
+	tell(lane, exchange, now);
+	switch (verdict.decision)
+	{
+		case OUTBOX_DONE:
+			if (item->row)
+				outbox_ledger_remove(lane->subscription->id, &item->id);
+			outbox_item_finish(item);
+			break;
+		case OUTBOX_RETRY:
+			retry(item, exchange, verdict.at);
+			break;
+		case OUTBOX_DEAD:
+			die_letter(item, exchange, verdict.reason);
+			break;
+		case OUTBOX_DISABLE:
+			disable(item, exchange);
+			break;
+	}
+	outbox_lane_enlist(lane);
+}
+
+/* ---- cursors and status ---- */
+
+void
+outbox_dispatch_pass_overtaken(TimestampTz now)
+{
+	ListCell   *cell;
+
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+
+		if (lane->n_outstanding > 0)
+			outbox_lane_pass_overtaken(lane, now, false);
+	}
+}
+
+/* When the oldest event that waits in a lane was made; 0: none waits. */
+static TimestampTz
+oldest_in_log(OutboxLane *lane)
+{
+	if (!dlist_is_empty(&lane->outstanding))
+	{
+		const OutboxItem *first = dlist_container(OutboxItem, outstanding, lane->outstanding.head.next);
+
+		return first->logged->event.created_at;
+	}
+	if (lane->at_head || lane->position.base == NULL)
+		return 0;
+	if (lane->position.partial)
+		return outbox_event_id_time(&lane->position.after);
+	return lane->position.base->at;
+}
+
+/* What an exception adds to the state of its lane. */
+static void
+publish_exception(OutboxItem *item)
+{
+	OutboxLaneStatus *status = item->lane->status;
+	TimestampTz at = outbox_event_id_time(&item->id);
+
+	if (status == NULL || item->state == OUTBOX_ITEM_HELD)
+		return;
+	if (status->oldest_at == 0 || at < status->oldest_at)
+		status->oldest_at = at;
+	if (item->keyed && item->state == OUTBOX_ITEM_RETRY)
+		status->blocked_keys++;
+}
+
+void
+outbox_dispatch_publish(void)
+{
+	List	   *lanes = outbox_lane_all();
+	ListCell   *cell;
+
+	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
+	foreach(cell, lanes)
+	{
+		OutboxLane *lane = lfirst(cell);
+		OutboxLaneStatus *status = lane->status;
+
+		if (status == NULL)
+			continue;
+		status->in_flight = lane->in_flight;
+		status->exceptions = lane->n_rows;
+		status->blocked_keys = 0;
+		status->at_head = lane->at_head && lane->n_outstanding == 0;
+		status->offset = outbox_lane_offset(lane);
+		status->oldest_at = oldest_in_log(lane);
+	}
+	outbox_item_each_exception(publish_exception);
+	LWLockRelease(&database->lock);
+}

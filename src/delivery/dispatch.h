@@ -1,0 +1,52 @@
+/*
+ * Dispatch: which lanes an event goes to, whose turn it is, and what an outcome means for a lane.
+ *
+ * Memory only: no SQL, no network.  Events come in from chunks, items go out to be sent, outcomes come back; what must be remembered is
+ * noted in the ledger.
+ */
+#ifndef OUTBOX_DISPATCH_H
+#define OUTBOX_DISPATCH_H
+
+#include "lane.h"
+
+extern void outbox_dispatch_init(OutboxDatabase *database);
+
+/* ---- configuration ---- */
+
+/* Takes over a freshly loaded list; lanes of missing subscriptions are dropped. New lanes are appended to *added. */
+extern void outbox_dispatch_configure(List *subscriptions, List **added);
+
+/* Exceptions read back: at start, and after an operator changed some (then those that vanished are dropped). */
+extern void outbox_dispatch_exceptions(const OutboxException *exceptions, int n);
+
+/* ---- in ---- */
+
+/* The head's next chunk, which begins at this offset: to every lane at the head that wants its events. */
+extern void outbox_dispatch_route(OutboxChunk *chunk, uint64 offset);
+
+/* A chunk for one lane that is not at the head. Advances its position as far as it has room. */
+extern void outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk);
+
+/* Items whose events must be read again; hand them over by outbox_dispatch_fetched (missing ones are buried). */
+extern bool outbox_dispatch_fetching(void);
+extern int	outbox_dispatch_to_fetch(OutboxItem **items, int max);
+extern void outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk);
+
+/* ---- out ---- */
+
+/* The next item to send, by turns, now IN_FLIGHT; NULL: nothing may be sent. */
+extern OutboxItem *outbox_dispatch_next(int max_in_flight, TimestampTz now);
+
+/* An attempt ended. */
+extern void outbox_dispatch_finished(OutboxItem *item, const OutboxExchange *exchange, TimestampTz now);
+extern int	outbox_dispatch_in_flight(void);
+
+/* ---- cursors and status ---- */
+
+/* Notes rows for items that were overtaken, so that cursors can pass them. */
+extern void outbox_dispatch_pass_overtaken(TimestampTz now);
+
+/* Publishes the lanes' state for views. */
+extern void outbox_dispatch_publish(void);
+
+#endif							/* OUTBOX_DISPATCH_H */

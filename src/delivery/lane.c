@@ -1,0 +1,716 @@
+/*
+ * Lanes and items: who waits for what.
+ *
+ * A lane is a subscription at work; an item is one event for it that is not done.  Guarantees: of the items of a key of a lane with ordering = key only the oldest
+ * is ever ready, in flight or waiting for a retry; an item that the cursor may pass has a row in the ledger; memory is bounded per lane and altogether.
+ *
+ * It knows nothing of routing, turns or outcomes (dispatch.c), and like dispatch it never waits, reads a table or sends.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "lane.h"
+
+#define LANE_ROOM 1000			/* events a lane holds in memory, beside its exceptions … */
+#define LANE_ROOM_CROWDED 64	/* … when all lanes together hold many */
+#define CROWD 50000
+#define HEAD_PATIENCE_MS 50		/* how long the head waits for a full lane before it goes on without it */
+#define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
+#define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
+
+/* The items of one key of one lane, oldest first; only the first may be sent. */
+typedef struct KeyId
+{
+	uint64		hash;
+	int32		subscription;
+	int32		unused;
+} KeyId;
+
+typedef struct KeyQueue
+{
+	KeyId		id;
+	dlist_head	items;
+} KeyQueue;
+
+/* An exception: an item with a delivery row. */
+typedef struct RowId
+{
+	pg_uuid_t	event_id;
+	int32		subscription;
+} RowId;
+
+typedef struct RowEntry
+{
+	RowId		id;
+	OutboxItem *item;
+} RowEntry;
+
+typedef struct LaneEntry
+{
+	int32		subscription;
+	OutboxLane *lane;
+} LaneEntry;
+
+static OutboxDatabase *database;
+static MemoryContext context;
+static HTAB *lanes;
+static HTAB *keys;
+static HTAB *rows;
+static dlist_head round_robin = DLIST_STATIC_INIT(round_robin);
+static dlist_head tight_lanes = DLIST_STATIC_INIT(tight_lanes);
+static dlist_head behind = DLIST_STATIC_INIT(behind);	/* lanes that are not at the head */
+static pairingheap *due;
+static uint64 head_offset = 0;
+static int	done = 0;			/* items, since outbox_item_done() was last called */
+static int	total_outstanding = 0;
+
+static int
+compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	TimestampTz first = pairingheap_const_container(OutboxItem, due, a)->next_at;
+	TimestampTz second = pairingheap_const_container(OutboxItem, due, b)->next_at;
+
+	return first < second ? 1 : first > second ? -1 : 0;
+}
+
+static HTAB *
+make_hash(const char *name, Size key_size, Size entry_size)
+{
+	HASHCTL		control = {.keysize = key_size, .entrysize = entry_size, .hcxt = context};
+
+	return hash_create(name, 128, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+void
+outbox_lane_init(OutboxDatabase *of)
+{
+	MemoryContext old;
+
+	database = of;
+	context = AllocSetContextCreate(TopMemoryContext, "outbox lanes", ALLOCSET_DEFAULT_SIZES);
+	lanes = make_hash("outbox lanes", sizeof(int32), sizeof(LaneEntry));
+	keys = make_hash("outbox keys", sizeof(KeyId), sizeof(KeyQueue));
+	rows = make_hash("outbox exceptions", sizeof(RowId), sizeof(RowEntry));
+	old = MemoryContextSwitchTo(context);
+	due = pairingheap_allocate(compare_due, NULL);
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- lanes ---- */
+
+bool
+outbox_lane_may_send(const OutboxLane *lane)
+{
+	return lane->subscription->active && !lane->disabled && !lane->dropped;
+}
+
+/* Puts a lane into the round if it has something to send and may. */
+void
+outbox_lane_enlist(OutboxLane *lane)
+{
+	if (lane->listed || !outbox_lane_may_send(lane) || dlist_is_empty(&lane->ready) ||
+		lane->in_flight >= lane->subscription->max_in_flight)
+		return;
+	dlist_push_tail(&round_robin, &lane->round);
+	lane->listed = true;
+}
+
+void
+outbox_lane_delist(OutboxLane *lane)
+{
+	if (!lane->listed)
+		return;
+	dlist_delete(&lane->round);
+	lane->listed = false;
+}
+
+/* Takes the next lane out of the round; NULL: nobody has anything to send. */
+OutboxLane *
+outbox_lane_next(void)
+{
+	while (!dlist_is_empty(&round_robin))
+	{
+		OutboxLane *lane = dlist_head_element(OutboxLane, round, &round_robin);
+
+		outbox_lane_delist(lane);
+		if (!dlist_is_empty(&lane->ready) && outbox_lane_may_send(lane))
+			return lane;
+	}
+	return NULL;
+}
+
+static int
+lane_room(void)
+{
+	return total_outstanding < CROWD ? LANE_ROOM : LANE_ROOM_CROWDED;
+}
+
+bool
+outbox_lane_has_room(const OutboxLane *lane)
+{
+	return outbox_lane_may_send(lane) && lane->n_outstanding < lane_room() && lane->n_rows < lane->subscription->max_blocked;
+}
+
+/* Keeps track of the lanes that the head should wait for. */
+static void
+watch_room(OutboxLane *lane)
+{
+	bool		tight = lane->at_head && lane->n_outstanding > lane_room() / 2;
+
+	if (tight == lane->tight)
+		return;
+	lane->tight = tight;
+	if (tight)
+	{
+		lane->tight_at = GetCurrentTimestamp();
+		dlist_push_tail(&tight_lanes, &lane->tight_node);
+	}
+	else
+		dlist_delete(&lane->tight_node);
+}
+
+void
+outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position)
+{
+	if (lane->at_head)
+	{
+		dlist_push_tail(&behind, &lane->behind);
+		lane->offset = head_offset;
+	}
+	lane->at_head = false;
+	lane->slow = true;
+	lane->fell_at = GetCurrentTimestamp();
+	outbox_position_set(&lane->position, position);
+	watch_room(lane);
+}
+
+void
+outbox_lane_attach(OutboxLane *lane)
+{
+	if (!lane->at_head)
+		dlist_delete(&lane->behind);
+	lane->at_head = true;
+	lane->need_settled = false;
+	outbox_position_clear(&lane->position);
+	if (lane->slow && TimestampDifferenceExceeds(lane->fell_at, GetCurrentTimestamp(), SLOW_FOR_MS))
+		lane->slow = false;
+	watch_room(lane);
+}
+
+void
+outbox_lane_head_at(uint64 offset)
+{
+	head_offset = offset;
+}
+
+uint64
+outbox_lane_offset(const OutboxLane *lane)
+{
+	uint64		read = lane->at_head ? head_offset : lane->offset;
+
+	return read - Min(read, (uint64) lane->n_outstanding);
+}
+
+OutboxLane *
+outbox_lane_find(int32 subscription)
+{
+	LaneEntry  *entry = hash_search(lanes, &subscription, HASH_FIND, NULL);
+
+	return entry == NULL ? NULL : entry->lane;
+}
+
+List *
+outbox_lane_all(void)
+{
+	HASH_SEQ_STATUS scan;
+	LaneEntry  *entry;
+	List	   *list = NIL;
+
+	hash_seq_init(&scan, lanes);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		list = lappend(list, entry->lane);
+	return list;
+}
+
+List *
+outbox_lane_hungry(void)
+{
+	List	   *list = NIL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &behind)
+	{
+		OutboxLane *lane = dlist_container(OutboxLane, behind, iter.cur);
+
+		if (outbox_lane_has_room(lane))
+			list = lappend(list, lane);
+	}
+	return list;
+}
+
+bool
+outbox_lane_head_may_read(TimestampTz now)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &tight_lanes)
+	{
+		OutboxLane *lane = dlist_container(OutboxLane, tight_node, iter.cur);
+
+		if (!lane->slow && !TimestampDifferenceExceeds(lane->tight_at, now, HEAD_PATIENCE_MS))
+			return false;
+	}
+	return true;
+}
+
+/* ---- items: the queues they stand in ---- */
+
+void
+outbox_item_ready(OutboxItem *item, bool first)
+{
+	OutboxLane *lane = item->lane;
+
+	item->state = OUTBOX_ITEM_READY;
+	if (first)
+		dlist_push_head(&lane->ready, &item->queue);
+	else
+		dlist_push_tail(&lane->ready, &item->queue);
+	outbox_lane_enlist(lane);
+}
+
+void
+outbox_item_retry(OutboxItem *item)
+{
+	item->state = OUTBOX_ITEM_RETRY;
+	pairingheap_add(due, &item->due);
+}
+
+TimestampTz
+outbox_item_due(TimestampTz now)
+{
+	while (!pairingheap_is_empty(due))
+	{
+		OutboxItem *item = pairingheap_container(OutboxItem, due, pairingheap_first(due));
+
+		if (item->next_at > now)
+			return item->next_at;
+		pairingheap_remove_first(due);
+		item->next_at = 0;
+		outbox_item_ready(item, false);
+	}
+	return 0;
+}
+
+static KeyQueue *
+key_queue(const OutboxItem *item, bool create)
+{
+	KeyId		id = {.hash = item->key_hash, .subscription = item->lane->subscription->id};
+	bool		found;
+	KeyQueue   *queue;
+
+	queue = hash_search(keys, &id, create ? HASH_ENTER : HASH_FIND, &found);
+	if (create && !found)
+		dlist_init(&queue->items);
+	return queue;
+}
+
+/* Leaves whatever its state made it stand in. */
+static void
+unqueue(OutboxItem *item)
+{
+	switch (item->state)
+	{
+		case OUTBOX_ITEM_READY:
+		case OUTBOX_ITEM_FETCHING:
+			dlist_delete(&item->queue);
+			break;
+		case OUTBOX_ITEM_RETRY:
+			pairingheap_remove(due, &item->due);
+			break;
+		case OUTBOX_ITEM_WAITING:
+		case OUTBOX_ITEM_IN_FLIGHT:
+		case OUTBOX_ITEM_HELD:
+			break;
+	}
+}
+
+/* A key's first item is gone: the next one may go, when its time has come. */
+static void
+leave_key(OutboxItem *item)
+{
+	KeyQueue   *queue;
+	OutboxItem *next;
+	bool		was_first;
+
+	if (!item->keyed)
+		return;
+	queue = key_queue(item, false);
+	was_first = dlist_head_node(&queue->items) == &item->key_node;
+	dlist_delete(&item->key_node);
+	item->keyed = false;
+	if (dlist_is_empty(&queue->items))
+	{
+		hash_search(keys, &queue->id, HASH_REMOVE, NULL);
+		return;
+	}
+	if (!was_first)
+		return;
+	next = dlist_head_element(OutboxItem, key_node, &queue->items);
+	Assert(next->state == OUTBOX_ITEM_WAITING);
+	if (next->next_at != 0)
+		outbox_item_retry(next);
+	else
+		outbox_item_ready(next, true);
+}
+
+void
+outbox_item_release(OutboxItem *item)
+{
+	if (item->chunk != NULL)
+		outbox_chunk_unpin(item->chunk);
+	item->chunk = NULL;
+	item->logged = NULL;
+}
+
+static void
+leave_outstanding(OutboxItem *item)
+{
+	dlist_delete(&item->outstanding);
+	item->lane->n_outstanding--;
+	total_outstanding--;
+	watch_room(item->lane);
+}
+
+/* The item is nobody's any more. */
+void
+outbox_item_free(OutboxItem *item)
+{
+	OutboxLane *lane = item->lane;
+
+	unqueue(item);
+	leave_key(item);
+	if (item->row)
+	{
+		RowId		id = {.event_id = item->id, .subscription = lane->subscription->id};
+
+		hash_search(rows, &id, HASH_REMOVE, NULL);
+		lane->n_rows--;
+	}
+	else
+		leave_outstanding(item);
+	outbox_item_release(item);
+	pfree(item);
+}
+
+/* Delivered, dead, or dropped by an operator. */
+void
+outbox_item_finish(OutboxItem *item)
+{
+	OutboxLane *lane = item->lane;
+
+	lane->max_done_seq = Max(lane->max_done_seq, item->seq);
+	done++;
+	outbox_item_free(item);
+}
+
+int
+outbox_item_done(void)
+{
+	int			result = done;
+
+	done = 0;
+	return result;
+}
+
+static OutboxItem *
+new_item(OutboxLane *lane, const pg_uuid_t *id, bool keyed, uint64 key_hash)
+{
+	OutboxItem *item = MemoryContextAllocZero(context, sizeof(OutboxItem));
+
+	item->lane = lane;
+	item->id = *id;
+	item->seq = ++lane->next_seq;
+	item->keyed = keyed;
+	item->key_hash = key_hash;
+	return item;
+}
+
+/* Joins the items of its key; true if it is the first of them (or has no key) and need not wait. */
+static bool
+join_key(OutboxItem *item)
+{
+	KeyQueue   *queue;
+	bool		first;
+
+	if (!item->keyed)
+		return true;
+	queue = key_queue(item, true);
+	first = dlist_is_empty(&queue->items);
+	dlist_push_tail(&queue->items, &item->key_node);
+	return first;
+}
+
+void
+outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index)
+{
+	const OutboxLoggedEvent *logged = &chunk->events[index];
+	OutboxItem *item = new_item(lane, &logged->event.id, lane->subscription->ordered && logged->event.key != NULL,
+								logged->key_hash);
+
+	item->entered_at = GetCurrentTimestamp();
+	item->chunk = outbox_chunk_pin(chunk);
+	item->logged = logged;
+	item->index = index;
+	dlist_push_tail(&lane->outstanding, &item->outstanding);
+	lane->n_outstanding++;
+	total_outstanding++;
+	watch_room(lane);
+	if (join_key(item))
+		outbox_item_ready(item, false);
+	else
+		item->state = OUTBOX_ITEM_WAITING;
+}
+
+/* ---- exceptions: what lets the cursor pass ---- */
+
+void
+outbox_item_note(OutboxItem *item, OutboxRowStatus status, const OutboxExchange *exchange, const char *reason, bool known)
+{
+	OutboxRow	row = {
+		.subscription = item->lane->subscription->id,
+		.event_id = item->id,
+		.status = status,
+		.key = item->lane->subscription->ordered && item->logged != NULL ? item->logged->event.key : NULL,
+		.attempts = item->attempts,
+		.first_at = item->first_at,
+		.next_at = status == OUTBOX_ROW_RETRYING ? item->next_at : 0,
+		.reason = reason
+	};
+
+	if (item->lane->dropped)
+		return;
+	if (exchange != NULL)
+	{
+		row.status_code = exchange->status;
+		row.error = exchange->outcome == OUTBOX_DELIVERED ? NULL : exchange->error;
+	}
+	outbox_ledger_put(&row, known);
+}
+
+/* Makes an item an exception. */
+void
+outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExchange *exchange, const char *reason)
+{
+	OutboxLane *lane = item->lane;
+	RowId		id = {.event_id = item->id, .subscription = lane->subscription->id};
+	RowEntry   *entry;
+
+	outbox_item_note(item, status, exchange, reason, false);
+	entry = hash_search(rows, &id, HASH_ENTER, NULL);
+	entry->item = item;
+	leave_outstanding(item);
+	item->row = true;
+	lane->n_rows++;
+	if (item->state != OUTBOX_ITEM_IN_FLIGHT)
+		outbox_item_release(item);
+}
+
+void
+outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
+{
+	RowId		id = {.event_id = exception->event_id, .subscription = exception->subscription};
+	OutboxItem *item = new_item(lane, &exception->event_id, lane->subscription->ordered && exception->keyed,
+								exception->key_hash);
+	RowEntry   *entry = hash_search(rows, &id, HASH_ENTER, NULL);
+
+	entry->item = item;
+	item->row = true;
+	item->seen = true;
+	item->attempts = exception->attempts;
+	item->first_at = exception->first_at;
+	item->next_at = exception->status == OUTBOX_ROW_RETRYING ? exception->next_at : 0;
+	lane->n_rows++;
+
+	if (!join_key(item))
+		item->state = OUTBOX_ITEM_WAITING;
+	else if (exception->status == OUTBOX_ROW_DEAD)
+		item->state = OUTBOX_ITEM_HELD;
+	else if (item->next_at != 0)
+		outbox_item_retry(item);
+	else
+		outbox_item_ready(item, false);
+}
+
+void
+outbox_item_each_exception(void (*visit) (OutboxItem *item))
+{
+	HASH_SEQ_STATUS scan;
+	RowEntry   *entry;
+
+	hash_seq_init(&scan, rows);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		visit(entry->item);
+}
+
+OutboxItem *
+outbox_item_exception(int32 subscription, const pg_uuid_t *event_id)
+{
+	RowId		id = {.event_id = *event_id, .subscription = subscription};
+	RowEntry   *entry = hash_search(rows, &id, HASH_FIND, NULL);
+
+	return entry == NULL ? NULL : entry->item;
+}
+
+/* Is the first item of this one's key an exception that waits? */
+static bool
+key_is_blocked(const OutboxItem *item)
+{
+	const OutboxItem *first = dlist_head_element(OutboxItem, key_node, &key_queue(item, false)->items);
+
+	return first->row && (first->state == OUTBOX_ITEM_RETRY || first->state == OUTBOX_ITEM_HELD);
+}
+
+/* Gives an outstanding item the row that its state calls for. */
+static void
+pass(OutboxItem *item)
+{
+	switch (item->state)
+	{
+		case OUTBOX_ITEM_IN_FLIGHT:
+			outbox_item_make_row(item, OUTBOX_ROW_SENDING, NULL, NULL);
+			break;
+		case OUTBOX_ITEM_WAITING:
+			outbox_item_make_row(item, OUTBOX_ROW_BLOCKED, NULL, NULL);
+			break;
+		case OUTBOX_ITEM_READY:
+		case OUTBOX_ITEM_FETCHING:
+		case OUTBOX_ITEM_RETRY:
+		case OUTBOX_ITEM_HELD:
+			if (item->next_at == 0)
+				item->next_at = item->entered_at;
+			outbox_item_make_row(item, OUTBOX_ROW_RETRYING, NULL, NULL);
+			break;
+	}
+}
+
+void
+outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &lane->outstanding)
+	{
+		OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
+		bool		overtaken = item->seq < lane->max_done_seq &&
+			(at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS));
+		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
+
+		if (!overtaken && !blocked && !(at_once && item->state == OUTBOX_ITEM_IN_FLIGHT))
+			continue;
+		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
+			return;
+		pass(item);
+	}
+}
+
+/* ---- coming and going ---- */
+
+OutboxLane *
+outbox_lane_create(OutboxSubscription *subscription)
+{
+	OutboxLane *lane = MemoryContextAllocZero(context, sizeof(OutboxLane));
+	LaneEntry  *entry = hash_search(lanes, &subscription->id, HASH_ENTER, NULL);
+
+	entry->lane = lane;
+	lane->subscription = outbox_subscription_pin(subscription);
+	lane->need_settled = true;
+	dlist_push_tail(&behind, &lane->behind);
+	dlist_init(&lane->outstanding);
+	dlist_init(&lane->ready);
+	lane->status = outbox_bell_lane(database, subscription->id, true);
+	return lane;
+}
+
+void
+outbox_lane_free(OutboxLane *lane)
+{
+	outbox_position_clear(&lane->position);
+	outbox_position_clear(&lane->written);
+	outbox_subscription_unpin(lane->subscription);
+	pfree(lane);
+}
+
+bool
+outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position)
+{
+	if (!dlist_is_empty(&lane->outstanding))
+	{
+		const OutboxItem *first = dlist_container(OutboxItem, outstanding, lane->outstanding.head.next);
+
+		*position = outbox_chunk_before(first->chunk, first->index);
+		return true;
+	}
+	if (lane->at_head)
+		return false;
+	*position = lane->position;
+	return true;
+}
+
+/*
+ * A lane that may not send gives its memory back: what is in flight or was overtaken becomes an exception, the rest goes back to the log, to be read again from
+ * where it starts.  Nothing after that place is done, so nothing is repeated.
+ */
+void
+outbox_lane_shed(OutboxLane *lane)
+{
+	dlist_mutable_iter iter;
+	OutboxPosition position;
+
+	outbox_lane_pass_overtaken(lane, 0, true);
+	if (dlist_is_empty(&lane->outstanding))
+		return;
+	if (outbox_lane_cursor(lane, &position))
+		outbox_lane_fall_off(lane, &position);
+	lane->need_settled = true;
+	dlist_foreach_modify(iter, &lane->outstanding)
+		outbox_item_free(dlist_container(OutboxItem, outstanding, iter.cur));
+}
+
+static void
+drop_rows(OutboxLane *lane)
+{
+	HASH_SEQ_STATUS scan;
+	RowEntry   *entry;
+
+	hash_seq_init(&scan, rows);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (entry->item->lane == lane && entry->item->state != OUTBOX_ITEM_IN_FLIGHT)
+			outbox_item_free(entry->item);
+	}
+}
+
+void
+outbox_lane_drop(OutboxLane *lane)
+{
+	int32		id = lane->subscription->id;
+
+	lane->dropped = true;
+	outbox_lane_delist(lane);
+	if (lane->n_outstanding > 0)
+		outbox_lane_shed(lane);
+	if (lane->n_rows > 0)
+		drop_rows(lane);
+	if (!lane->at_head)
+		dlist_delete(&lane->behind);
+	lane->at_head = false;
+	watch_room(lane);
+	hash_search(lanes, &id, HASH_REMOVE, NULL);
+	outbox_bell_forget_lane(database, id);
+	if (lane->in_flight == 0)
+		outbox_lane_free(lane);
+}

@@ -1,0 +1,166 @@
+/*
+ * Lanes and items: the queues of one subscription each, order per key, retries, exceptions.
+ */
+#ifndef OUTBOX_LANE_H
+#define OUTBOX_LANE_H
+
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+
+#include "ledger.h"
+#include "subscription.h"
+#include "tick.h"
+
+typedef enum OutboxItemState
+{
+	OUTBOX_ITEM_READY,			/* → IN_FLIGHT (→ FETCHING first when its event is not in memory) */
+	OUTBOX_ITEM_FETCHING,		/* → READY, or gone */
+	OUTBOX_ITEM_WAITING,		/* behind another item of its key → READY */
+	OUTBOX_ITEM_IN_FLIGHT,		/* → done, RETRY, HELD, READY (the subscription was disabled by the answer) */
+	OUTBOX_ITEM_RETRY,			/* until due → READY */
+	OUTBOX_ITEM_HELD			/* dead, and holds back its key until an operator decides */
+} OutboxItemState;
+
+typedef struct OutboxLane OutboxLane;
+
+/* One event for one subscription, not yet done. */
+typedef struct OutboxItem
+{
+	OutboxLane *lane;
+	pg_uuid_t	id;
+	OutboxItemState state;
+	uint64		seq;			/* order of entering the lane */
+	bool		keyed;
+	uint64		key_hash;
+	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
+	bool		seen;			/* by the resync that is going on */
+	int			attempts;
+	TimestampTz entered_at;
+	TimestampTz started_at;		/* of the attempt in flight */
+	TimestampTz first_at;		/* of the first attempt; 0: none yet */
+	TimestampTz next_at;		/* RETRY: when */
+
+	OutboxChunk *chunk;			/* pinned; NULL: not in memory */
+	const OutboxLoggedEvent *logged;
+	int			index;			/* in its chunk: where the cursor stays while this is not done */
+	OutboxSubscription *subscription;	/* IN_FLIGHT: pinned, what the request was made with */
+	struct OutboxRequest *request;	/* the worker's */
+
+	dlist_node	outstanding;	/* in log order, unless row */
+	dlist_node	queue;			/* READY: the lane's queue; FETCHING: everybody's */
+	dlist_node	key_node;		/* among the items of its key */
+	pairingheap_node due;		/* RETRY */
+} OutboxItem;
+
+struct OutboxLane
+{
+	OutboxSubscription *subscription;
+	bool		dropped;		/* unsubscribed; freed when nothing is in flight */
+	bool		disabled;		/* by a 410, until a reload says otherwise */
+	bool		at_head;
+	bool		slow;			/* fell off the head not long ago */
+	bool		need_settled;	/* may meet events that have rows already */
+	bool		marked;			/* its newest persisted cursor says "at head" … */
+	OutboxPosition written;		/* … or this */
+	bool		listed;			/* in the round */
+	bool		present;		/* in the configuration that is being taken over */
+	TimestampTz fell_at;
+	OutboxPosition position;	/* how far it has read, unless at_head */
+	uint64		not_before;		/* a window from its start may only end at a later tick than this one */
+	uint64		offset;			/* events passed, unless at_head */
+
+	uint64		next_seq;
+	uint64		max_done_seq;	/* highest seq of a done item */
+	int			n_outstanding;
+	int			n_rows;
+	int			in_flight;
+	dlist_head	outstanding;
+	dlist_head	ready;
+	dlist_node	round;			/* among the lanes with something to send, if listed */
+	dlist_node	behind;			/* among the lanes that are not at the head */
+	bool		tight;			/* at the head, with little room left */
+	TimestampTz tight_at;
+	dlist_node	tight_node;
+	OutboxLaneStatus *status;
+};
+
+extern void outbox_lane_init(OutboxDatabase *database);
+
+/* ---- lanes ---- */
+
+/* A lane for a new subscription, at no position yet; it reads for itself until it is attached to the head. */
+extern OutboxLane *outbox_lane_create(OutboxSubscription *subscription);
+
+/* Unsubscribed: everything is dropped; the lane itself goes when nothing of it is in flight. */
+extern void outbox_lane_drop(OutboxLane *lane);
+extern void outbox_lane_free(OutboxLane *lane);
+
+extern OutboxLane *outbox_lane_find(int32 subscription);
+extern List *outbox_lane_all(void);
+
+/* Those that are not at the head and have room. */
+extern List *outbox_lane_hungry(void);
+
+extern bool outbox_lane_may_send(const OutboxLane *lane);
+extern bool outbox_lane_has_room(const OutboxLane *lane);
+
+/* Into and out of the round of lanes that have something to send; the next in turn (out of the round), or NULL. */
+extern void outbox_lane_enlist(OutboxLane *lane);
+extern void outbox_lane_delist(OutboxLane *lane);
+extern OutboxLane *outbox_lane_next(void);
+
+/* The lane has read all that the head has, and follows it from now on; or it no longer does, and stays at this position. */
+extern void outbox_lane_attach(OutboxLane *lane);
+extern void outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position);
+
+/* The head is at this offset. How many events of the log are behind a lane. */
+extern void outbox_lane_head_at(uint64 offset);
+extern uint64 outbox_lane_offset(const OutboxLane *lane);
+
+/* May the head read on, or should it give full lanes a moment? */
+extern bool outbox_lane_head_may_read(TimestampTz now);
+
+/* Where the lane's cursor may be; false: at the head with nothing outstanding. */
+extern bool outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position);
+
+/* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. */
+extern void outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
+
+/* A lane that may not send gives its memory back to the log. */
+extern void outbox_lane_shed(OutboxLane *lane);
+
+/* ---- items ---- */
+
+/* An event of a chunk enters a lane. */
+extern void outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index);
+
+extern void outbox_item_ready(OutboxItem *item, bool first);
+extern void outbox_item_retry(OutboxItem *item);
+
+/* Retries that are due become ready; returns when the next one is (0: none). */
+extern TimestampTz outbox_item_due(TimestampTz now);
+
+/* Lets go of the event in memory. */
+extern void outbox_item_release(OutboxItem *item);
+
+/* Delivered, dead, or dropped by an operator: done; the next of its key may go. Or just gone, without having been done. */
+extern void outbox_item_finish(OutboxItem *item);
+extern void outbox_item_free(OutboxItem *item);
+
+/* Items done since this was last asked. */
+extern int	outbox_item_done(void);
+
+/* Notes the row of an item; known: it is there already. */
+extern void outbox_item_note(OutboxItem *item, OutboxRowStatus status, const OutboxExchange *exchange, const char *reason,
+							 bool known);
+
+/* Makes an outstanding item an exception. */
+extern void outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExchange *exchange,
+								 const char *reason);
+
+/* An exception read back becomes an item; the one that is there already, or NULL; all of them (visit may free the one it sees). */
+extern void outbox_item_take_over(OutboxLane *lane, const OutboxException *exception);
+extern OutboxItem *outbox_item_exception(int32 subscription, const pg_uuid_t *event_id);
+extern void outbox_item_each_exception(void (*visit) (OutboxItem *item));
+
+#endif							/* OUTBOX_LANE_H */

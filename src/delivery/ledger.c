@@ -1,0 +1,776 @@
+/*
+ * The ledger.
+ *
+ * Attempts are appended by one multi-insert; delivery rows are written one by one, because they are exceptions.  A row that somebody else has
+ * locked (an operator in an open transaction) is never waited for: its note stays, and is tried again with the next batch.  A row that an operator
+ * has discarded, or that is gone with its subscription, is left alone.
+ *
+ * Cursors and ticks go to one of two pairs of tables, in turn (README, "Cursor rows").
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "lib/ilist.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "compat.h"
+#include "ledger.h"
+#include "ring.h"
+#include "settings.h"
+
+/* A pair of tables is left for the other one after this many cursor rows. */
+#define CURSOR_ROWS 20000
+
+typedef enum NoteKind
+{
+	NOTE_PUT,
+	NOTE_REMOVE,
+	NOTE_DISABLE
+} NoteKind;
+
+typedef struct Note
+{
+	dlist_node	node;
+	MemoryContext context;
+	NoteKind	kind;
+	bool		known;			/* PUT: the row exists already */
+	bool		written;		/* by the transaction that is not committed yet */
+	OutboxRow	row;
+	char	   *reason;			/* DISABLE */
+} Note;
+
+typedef struct Attempt
+{
+	pg_uuid_t	event_id;
+	TimestampTz at;
+	int32		subscription;
+	int32		duration;
+	int16		attempt;
+	int16		status;
+	OutboxOutcome outcome;
+	char	   *error;
+	bytea	   *response;
+} Attempt;
+
+static const char *const status_names[] = {
+	[OUTBOX_ROW_SENDING] = "sending",
+	[OUTBOX_ROW_RETRYING] = "retrying",
+	[OUTBOX_ROW_BLOCKED] = "blocked",
+	[OUTBOX_ROW_DEAD] = "dead"
+};
+
+static dlist_head notes = DLIST_STATIC_INIT(notes);
+static int	n_notes = 0;
+static MemoryContext attempts_context;
+static Attempt *attempts;
+static int	n_attempts = 0;
+static int	attempts_room = 0;
+
+static int	pair = 0;			/* the pair of cursor tables in use */
+static bool old_pair_full = true;	/* the other pair may hold rows */
+static int64 cursor_rows = 0;	/* in the pair in use */
+static int64 next_seq = 1;
+static uint32 generation = 1;	/* of tick rows: raised when what was written before does not count any more */
+
+/* ---- noting ---- */
+
+static bytea *
+to_bytea(const unsigned char *data, size_t size)
+{
+	bytea	   *result = palloc(VARHDRSZ + size);
+
+	SET_VARSIZE(result, VARHDRSZ + size);
+	memcpy(VARDATA(result), data, size);
+	return result;
+}
+
+void
+outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
+					  const OutboxExchange *exchange)
+{
+	MemoryContext old;
+	Attempt    *entry;
+
+	if (outbox_attempt_log == OUTBOX_ATTEMPTS_NONE ||
+		(outbox_attempt_log == OUTBOX_ATTEMPTS_FAILURES && exchange->outcome == OUTBOX_DELIVERED))
+		return;
+	if (attempts_context == NULL)
+		attempts_context = AllocSetContextCreate(TopMemoryContext, "outbox attempts", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(attempts_context);
+	if (n_attempts == attempts_room)
+	{
+		attempts_room = Max(256, attempts_room * 2);
+		attempts = attempts == NULL ? palloc(attempts_room * sizeof(Attempt))
+			: repalloc(attempts, attempts_room * sizeof(Attempt));
+	}
+	entry = &attempts[n_attempts];
+	entry->event_id = *event_id;
+	entry->at = at;
+	entry->subscription = subscription;
+	entry->duration = (int32) Min(exchange->duration, PG_INT32_MAX);
+	entry->attempt = (int16) Min(attempt, PG_INT16_MAX);
+	entry->status = (int16) exchange->status;
+	entry->outcome = exchange->outcome;
+	entry->error = exchange->outcome == OUTBOX_DELIVERED ? NULL : pstrdup(exchange->error);
+	entry->response = exchange->response_size == 0 ? NULL : to_bytea(exchange->response, exchange->response_size);
+	n_attempts++;
+	MemoryContextSwitchTo(old);
+}
+
+static Note *
+new_note(NoteKind kind)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "outbox note", ALLOCSET_SMALL_SIZES);
+	Note	   *note = MemoryContextAllocZero(context, sizeof(Note));
+
+	note->context = context;
+	note->kind = kind;
+	return note;
+}
+
+static void
+keep_note(Note *note)
+{
+	dlist_push_tail(&notes, &note->node);
+	n_notes++;
+}
+
+static const char *
+copy(const Note *note, const char *string)
+{
+	return string == NULL ? NULL : MemoryContextStrdup(note->context, string);
+}
+
+void
+outbox_ledger_put(const OutboxRow *row, bool known)
+{
+	Note	   *note = new_note(NOTE_PUT);
+
+	note->row = *row;
+	note->row.key = copy(note, row->key);
+	note->row.error = copy(note, row->error);
+	note->row.reason = copy(note, row->reason);
+	note->known = known;
+	keep_note(note);
+}
+
+void
+outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id)
+{
+	Note	   *note = new_note(NOTE_REMOVE);
+
+	note->row.subscription = subscription;
+	note->row.event_id = *event_id;
+	note->known = true;
+	keep_note(note);
+}
+
+void
+outbox_ledger_disable(int32 subscription, const char *reason)
+{
+	Note	   *note = new_note(NOTE_DISABLE);
+
+	note->row.subscription = subscription;
+	note->row.reason = copy(note, reason);
+	keep_note(note);
+}
+
+int
+outbox_ledger_pending(void)
+{
+	return n_notes + n_attempts;
+}
+
+/* ---- SPI: constant statements, prepared once ---- */
+
+typedef struct Statement
+{
+	const char *text;
+	int			n;
+	Oid			types[12];
+	SPIPlanPtr	plan;
+} Statement;
+
+static void
+execute(Statement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->n, statement->types);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare: %s", statement->text);
+		statement->plan = plan;
+	}
+	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI failed with %s: %s", SPI_result_code_string(result), statement->text);
+}
+
+static Datum
+column(int number, bool *null)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number, null);
+}
+
+static Statement lock_row = {
+	"SELECT d.status IN ('dead', 'discarded') FROM outbox.delivery d"
+	" WHERE d.subscription_id = $1 AND d.event_id = $2 FOR UPDATE SKIP LOCKED",
+	2, {INT4OID, UUIDOID}
+};
+
+static Statement row_exists = {
+	"SELECT 1 FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.event_id = $2",
+	2, {INT4OID, UUIDOID}
+};
+
+static Statement insert_row = {
+	"INSERT INTO outbox.delivery AS d (subscription_id, event_id, status, key, attempts, first_attempt_at,"
+	" next_attempt_at, last_status_code, last_error, reason, ended_at)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+	" ON CONFLICT (subscription_id, event_id) DO NOTHING",
+	11, {INT4OID, UUIDOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID,
+	TIMESTAMPTZOID}
+};
+
+static Statement update_row = {
+	"UPDATE outbox.delivery AS d SET status = $3, key = coalesce($4, d.key), attempts = $5, first_attempt_at = $6,"
+	" next_attempt_at = $7, last_status_code = $8, last_error = $9, reason = $10, ended_at = $11"
+	" WHERE d.subscription_id = $1 AND d.event_id = $2",
+	11, {INT4OID, UUIDOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID,
+	TIMESTAMPTZOID}
+};
+
+static Statement delete_row = {
+	"DELETE FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.event_id = $2",
+	2, {INT4OID, UUIDOID}
+};
+
+static Statement disable = {
+	"UPDATE outbox.subscription s SET state = 'disabled', reason = $2, state_since = pg_catalog.clock_timestamp()"
+	" WHERE s.id = (SELECT l.id FROM outbox.subscription l WHERE l.id = $1 AND l.state = 'active' FOR UPDATE SKIP LOCKED)",
+	2, {INT4OID, TEXTOID}
+};
+
+static Statement is_active = {
+	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'active'", 1, {INT4OID}
+};
+
+static Statement insert_cursor[2] = {
+	{"INSERT INTO outbox.cursor_0 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
+	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}},
+	{"INSERT INTO outbox.cursor_1 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
+	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}}
+};
+
+static Statement insert_tick[2] = {
+	{"INSERT INTO outbox.tick_0 (epoch, tick, snapshot, next, clock, \"offset\", at) VALUES ($1, $2, $3, $4, $5, $6, $7)"
+		" ON CONFLICT (epoch, tick) DO NOTHING",
+	7, {INT8OID, INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID, INT8OID, TIMESTAMPTZOID}},
+	{"INSERT INTO outbox.tick_1 (epoch, tick, snapshot, next, clock, \"offset\", at) VALUES ($1, $2, $3, $4, $5, $6, $7)"
+		" ON CONFLICT (epoch, tick) DO NOTHING",
+	7, {INT8OID, INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID, INT8OID, TIMESTAMPTZOID}}
+};
+
+static Statement select_cursors = {
+	"SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after, c.\"offset\", c.seq,"
+	"       c.tableoid = 'outbox.cursor_1'::pg_catalog.regclass"
+	"  FROM outbox.cursor c WHERE c.epoch = $1 ORDER BY c.subscription_id, c.seq DESC",
+	1, {INT8OID}
+};
+
+static Statement select_tick = {
+	"SELECT t.snapshot, t.next, t.clock, t.\"offset\", t.at FROM outbox.tick t WHERE t.epoch = $1 AND t.tick = $2",
+	2, {INT8OID, INT8OID}
+};
+
+static Statement select_last_tick = {
+	"SELECT pg_catalog.max(t.tick) FROM outbox.tick t WHERE t.epoch = $1", 1, {INT8OID}
+};
+
+static Statement select_exceptions = {
+	"SELECT d.subscription_id, d.event_id, d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at"
+	"  FROM outbox.delivery d WHERE d.status NOT IN ('dead', 'discarded')"
+	" UNION ALL"
+	" SELECT d.subscription_id, d.event_id, d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at"
+	"  FROM outbox.delivery d JOIN outbox.subscription s ON s.id = d.subscription_id"
+	" WHERE d.status = 'dead' AND d.key IS NOT NULL AND s.on_dead = 'block'"
+	" ORDER BY 1, 2",
+	0, {0}
+};
+
+static Statement select_settled = {
+	"SELECT d.subscription_id, d.event_id FROM outbox.delivery d WHERE d.event_id = ANY ($1)", 1, {UUIDARRAYOID}
+};
+
+static Statement delete_matches = {
+	"DELETE FROM outbox.subscription_match m WHERE m.subscription_id = $1 AND m.version IN"
+	" (SELECT l.version FROM outbox.subscription_match l WHERE l.subscription_id = $1"
+	"  AND pg_catalog.pg_snapshot_xmax(l.until_snapshot) <= $2 FOR UPDATE SKIP LOCKED)",
+	2, {INT4OID, XID8OID}
+};
+
+/* ---- writing delivery rows ---- */
+
+/* Ours to change?  If not now, *later says whether it is worth another try. */
+static bool
+lock_for_change(const Note *note, bool *later)
+{
+	Datum		values[] = {Int32GetDatum(note->row.subscription), UUIDPGetDatum(&note->row.event_id)};
+	bool		null;
+
+	*later = false;
+	execute(&lock_row, values, NULL);
+	if (SPI_processed == 1)
+		return !DatumGetBool(column(1, &null));
+	execute(&row_exists, values, NULL);
+	*later = SPI_processed == 1;
+	return false;
+}
+
+static Datum
+text_or_null(const char *string, char *null)
+{
+	*null = string == NULL ? 'n' : ' ';
+	return string == NULL ? (Datum) 0 : CStringGetTextDatum(string);
+}
+
+static Datum
+time_or_null(TimestampTz at, char *null)
+{
+	*null = at == 0 ? 'n' : ' ';
+	return TimestampTzGetDatum(at);
+}
+
+static void
+write_row(const Note *note)
+{
+	const OutboxRow *row = &note->row;
+	char		nulls[] = "           ";
+	Datum		values[11];
+
+	values[0] = Int32GetDatum(row->subscription);
+	values[1] = UUIDPGetDatum(&row->event_id);
+	values[2] = CStringGetTextDatum(status_names[row->status]);
+	values[3] = text_or_null(row->key, &nulls[3]);
+	values[4] = Int32GetDatum(row->attempts);
+	values[5] = time_or_null(row->first_at, &nulls[5]);
+	values[6] = time_or_null(row->next_at, &nulls[6]);
+	values[7] = Int32GetDatum(row->status_code);
+	nulls[7] = row->status_code == 0 ? 'n' : ' ';
+	values[8] = text_or_null(row->error, &nulls[8]);
+	values[9] = text_or_null(row->reason, &nulls[9]);
+	values[10] = time_or_null(row->status == OUTBOX_ROW_DEAD ? GetCurrentTimestamp() : 0, &nulls[10]);
+	execute(note->known ? &update_row : &insert_row, values, nulls);
+}
+
+static bool
+write_disable(const Note *note)
+{
+	Datum		values[] = {Int32GetDatum(note->row.subscription), CStringGetTextDatum(note->row.reason)};
+
+	execute(&disable, values, NULL);
+	if (SPI_processed == 1)
+		return true;
+	execute(&is_active, values, NULL);
+	return SPI_processed == 0;
+}
+
+/* True if the note needs no other try once this transaction has committed. */
+static bool
+write_note(const Note *note)
+{
+	bool		later = false;
+
+	switch (note->kind)
+	{
+		case NOTE_PUT:
+			if (!note->known || lock_for_change(note, &later))
+				write_row(note);
+			break;
+		case NOTE_REMOVE:
+			if (lock_for_change(note, &later))
+			{
+				Datum		values[] = {Int32GetDatum(note->row.subscription), UUIDPGetDatum(&note->row.event_id)};
+
+				execute(&delete_row, values, NULL);
+			}
+			break;
+		case NOTE_DISABLE:
+			return write_disable(note);
+	}
+	return !later;
+}
+
+/* ---- writing attempts ---- */
+
+static void
+fill_slot(TupleTableSlot *slot, const Attempt *attempt)
+{
+	memset(slot->tts_isnull, 0, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	slot->tts_values[0] = UUIDPGetDatum(&attempt->event_id);
+	slot->tts_values[1] = TimestampTzGetDatum(attempt->at);
+	slot->tts_values[2] = Int32GetDatum(attempt->subscription);
+	slot->tts_values[3] = Int32GetDatum(attempt->duration);
+	slot->tts_values[4] = Int16GetDatum(attempt->attempt);
+	slot->tts_values[5] = Int16GetDatum(attempt->status);
+	slot->tts_isnull[5] = attempt->status == 0;
+	slot->tts_values[6] = Int16GetDatum((int16) attempt->outcome);
+	slot->tts_isnull[7] = attempt->error == NULL;
+	if (attempt->error != NULL)
+		slot->tts_values[7] = CStringGetTextDatum(attempt->error);
+	slot->tts_values[8] = PointerGetDatum(attempt->response);
+	slot->tts_isnull[8] = attempt->response == NULL;
+	ExecStoreVirtualTuple(slot);
+}
+
+#define ATTEMPTS_AT_ONCE 500
+
+/* All of them into the part of now, by multi-insert, with its indexes maintained. */
+static void
+write_attempts(const OutboxCatalog *catalog)
+{
+	char		name[NAMEDATALEN];
+	Relation	relation;
+	EState	   *estate = CreateExecutorState();
+	ResultRelInfo *result = makeNode(ResultRelInfo);
+	BulkInsertState bulk = GetBulkInsertState();
+	TupleTableSlot *slots[ATTEMPTS_AT_ONCE];
+	int			n_slots = Min(n_attempts, ATTEMPTS_AT_ONCE);
+
+	snprintf(name, sizeof(name), "attempt_log_%d", outbox_ring_attempt_part(GetCurrentTimestamp()));
+	relation = table_open(get_relname_relid(name, catalog->schema), RowExclusiveLock);
+	InitResultRelInfo(result, relation, 0, NULL, 0);
+	ExecOpenIndices(result, false);
+	for (int i = 0; i < n_slots; i++)
+		slots[i] = table_slot_create(relation, NULL);
+
+	for (int done = 0; done < n_attempts; done += n_slots)
+	{
+		int			n = Min(n_slots, n_attempts - done);
+
+		for (int i = 0; i < n; i++)
+		{
+			ExecClearTuple(slots[i]);
+			fill_slot(slots[i], &attempts[done + i]);
+		}
+		table_multi_insert(relation, slots, n, GetCurrentCommandId(true), 0, bulk);
+		for (int i = 0; i < n && result->ri_NumIndices > 0; i++)
+		{
+			list_free(OutboxInsertIndexTuples(result, slots[i], estate));
+			ResetPerTupleExprContext(estate);
+		}
+	}
+
+	for (int i = 0; i < n_slots; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	FreeBulkInsertState(bulk);
+	table_finish_bulk_insert(relation, 0);
+	ExecCloseIndices(result);
+	table_close(relation, NoLock);
+	FreeExecutorState(estate);
+}
+
+void
+outbox_ledger_write(const OutboxCatalog *catalog)
+{
+	dlist_iter	iter;
+
+	if (n_attempts > 0)
+		write_attempts(catalog);
+	dlist_foreach(iter, &notes)
+	{
+		Note	   *note = dlist_container(Note, node, iter.cur);
+
+		note->written = write_note(note);
+	}
+}
+
+void
+outbox_ledger_committed(void)
+{
+	dlist_mutable_iter iter;
+
+	if (attempts_context != NULL)
+		MemoryContextReset(attempts_context);
+	attempts = NULL;
+	n_attempts = attempts_room = 0;
+	dlist_foreach_modify(iter, &notes)
+	{
+		Note	   *note = dlist_container(Note, node, iter.cur);
+
+		if (!note->written)
+			continue;
+		dlist_delete(&note->node);
+		n_notes--;
+		MemoryContextDelete(note->context);
+	}
+}
+
+void
+outbox_ledger_failed(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &notes)
+		dlist_container(Note, node, iter.cur)->written = false;
+	generation++;
+}
+
+/* ---- cursors and ticks ---- */
+
+static void
+write_tick(int64 epoch, OutboxTick *tick)
+{
+	Datum		values[7];
+
+	if (tick->snapshot == NULL || tick->number == 0 || tick->persisted == generation)
+		return;
+	values[0] = Int64GetDatum(epoch);
+	values[1] = Int64GetDatum((int64) tick->number);
+	values[2] = outbox_snapshot_to_datum(tick->snapshot);
+	values[3] = FullTransactionIdGetDatum(FullTransactionIdFromU64(tick->snapshot->next));
+	values[4] = Int64GetDatum((int64) tick->snapshot->clock);
+	values[5] = Int64GetDatum((int64) tick->offset);
+	values[6] = TimestampTzGetDatum(tick->at);
+	execute(&insert_tick[pair], values, NULL);
+	tick->persisted = generation;
+}
+
+void
+outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset)
+{
+	char		nulls[] = "        ";
+	Datum		values[8];
+
+	values[0] = Int64GetDatum(next_seq++);
+	values[1] = Int64GetDatum(epoch);
+	values[2] = Int32GetDatum(subscription);
+	values[3] = BoolGetDatum(at_head);
+	if (at_head)
+		nulls[4] = nulls[5] = nulls[6] = 'n';
+	else
+	{
+		write_tick(epoch, position->base);
+		write_tick(epoch, position->upper);
+		values[4] = Int64GetDatum((int64) position->base->number);
+		values[5] = Int64GetDatum((int64) position->upper->number);
+		values[6] = UUIDPGetDatum(&position->after);
+		nulls[6] = position->partial ? ' ' : 'n';
+	}
+	values[7] = Int64GetDatum((int64) offset);
+	execute(&insert_cursor[pair], values, nulls);
+	cursor_rows++;
+}
+
+bool
+outbox_ledger_turn(void)
+{
+	if (cursor_rows < CURSOR_ROWS || old_pair_full)
+		return false;
+	pair = 1 - pair;
+	old_pair_full = true;
+	cursor_rows = 0;
+	generation++;
+	return true;
+}
+
+bool
+outbox_ledger_has_old(void)
+{
+	return old_pair_full;
+}
+
+void
+outbox_ledger_empty_old(const OutboxCatalog *catalog)
+{
+	static const char *const names[2][2] = {{"cursor_0", "tick_0"}, {"cursor_1", "tick_1"}};
+	Oid			tables[2];
+
+	for (int i = 0; i < 2; i++)
+		tables[i] = get_relname_relid(names[1 - pair][i], catalog->schema);
+	if (outbox_ring_truncate(tables, 2))
+		old_pair_full = false;
+}
+
+/* ---- reading back ---- */
+
+static int64
+int8_at(uint64 row, int number, bool *null)
+{
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, null));
+}
+
+OutboxCursor *
+outbox_ledger_load_cursors(int64 epoch, int *n)
+{
+	Datum		values[] = {Int64GetDatum(epoch)};
+	OutboxCursor *cursors;
+	int64		newest = 0;
+
+	execute(&select_cursors, values, NULL);
+	*n = (int) SPI_processed;
+	cursors = palloc0(Max(*n, 1) * sizeof(OutboxCursor));
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		OutboxCursor *cursor = &cursors[i];
+		bool		null;
+		Datum		after;
+		int64		seq = int8_at(i, 7, &null);
+
+		cursor->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));
+		cursor->at_head = DatumGetBool(SPI_getbinval(tuple, desc, 2, &null));
+		cursor->base = (uint64) int8_at(i, 3, &null);
+		cursor->upper = (uint64) int8_at(i, 4, &null);
+		after = SPI_getbinval(tuple, desc, 5, &null);
+		cursor->partial = !null;
+		if (!null)
+			cursor->after = *DatumGetUUIDP(after);
+		cursor->offset = (uint64) int8_at(i, 6, &null);
+		if (seq > newest)
+		{
+			newest = seq;
+			pair = DatumGetBool(SPI_getbinval(tuple, desc, 8, &null)) ? 1 : 0;
+		}
+	}
+	next_seq = newest + 1;
+	return cursors;
+}
+
+OutboxTick *
+outbox_ledger_load_tick(int64 epoch, uint64 number)
+{
+	Datum		values[] = {Int64GetDatum(epoch), Int64GetDatum((int64) number)};
+	OutboxSnapshot *snapshot;
+	bool		null;
+
+	if (number == 0)
+		return outbox_tick_pin(outbox_tick_nothing());
+	execute(&select_tick, values, NULL);
+	if (SPI_processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("tick " UINT64_FORMAT " that a cursor refers to is missing", number)));
+	snapshot = outbox_snapshot_from_datum(column(1, &null),
+										  U64FromFullTransactionId(DatumGetFullTransactionId(column(2, &null))),
+										  (uint64) int8_at(0, 3, &null));
+	return outbox_tick_restore(number, snapshot, (uint64) int8_at(0, 4, &null), (TimestampTz) int8_at(0, 5, &null));
+}
+
+uint64
+outbox_ledger_last_tick(int64 epoch)
+{
+	Datum		values[] = {Int64GetDatum(epoch)};
+	bool		null;
+	int64		last;
+
+	execute(&select_last_tick, values, NULL);
+	last = int8_at(0, 1, &null);
+	return null ? 0 : (uint64) last;
+}
+
+static OutboxRowStatus
+status_by_name(const char *name)
+{
+	for (int i = 0; i < lengthof(status_names); i++)
+	{
+		if (strcmp(status_names[i], name) == 0)
+			return (OutboxRowStatus) i;
+	}
+	return OUTBOX_ROW_RETRYING;
+}
+
+OutboxException *
+outbox_ledger_load_exceptions(int *n)
+{
+	OutboxException *exceptions;
+	TupleDesc	desc;
+
+	execute(&select_exceptions, NULL, NULL);
+	*n = (int) SPI_processed;
+	desc = SPI_tuptable->tupdesc;
+	exceptions = palloc0(Max(*n, 1) * sizeof(OutboxException));
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		OutboxException *exception = &exceptions[i];
+		char	   *key = SPI_getvalue(tuple, desc, 4);
+		bool		null;
+		Datum		at;
+
+		exception->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));
+		exception->event_id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &null));
+		exception->status = status_by_name(SPI_getvalue(tuple, desc, 3));
+		exception->keyed = key != NULL;
+		if (key != NULL)
+			exception->key_hash = hash_bytes_extended((unsigned char *) key, strlen(key), 0);
+		exception->attempts = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &null));
+		at = SPI_getbinval(tuple, desc, 6, &null);
+		exception->first_at = null ? 0 : DatumGetTimestampTz(at);
+		at = SPI_getbinval(tuple, desc, 7, &null);
+		exception->next_at = null ? 0 : DatumGetTimestampTz(at);
+	}
+	return exceptions;
+}
+
+int
+outbox_ledger_settled(const OutboxLoggedEvent *events, int n, OutboxSettled **settled)
+{
+	MemoryContext result_context = CurrentMemoryContext;
+	Datum	   *ids;
+	Datum		values[1];
+	int			found;
+
+	*settled = NULL;
+	if (n == 0)
+		return 0;
+	SPI_connect();
+	ids = palloc(n * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+		ids[i] = UUIDPGetDatum(&events[i].event.id);
+	values[0] = PointerGetDatum(construct_array(ids, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	execute(&select_settled, values, NULL);
+	found = (int) SPI_processed;
+	*settled = MemoryContextAlloc(result_context, Max(found, 1) * sizeof(OutboxSettled));
+	for (int i = 0; i < found; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		bool		null;
+
+		(*settled)[i].subscription = DatumGetInt32(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &null));
+		(*settled)[i].event_id = *DatumGetUUIDP(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &null));
+	}
+	SPI_finish();
+	return found;
+}
+
+void
+outbox_ledger_drop_matches(int32 subscription, const OutboxSnapshot *passed)
+{
+	Datum		values[] = {Int32GetDatum(subscription),
+		FullTransactionIdGetDatum(FullTransactionIdFromU64(passed->xmin))};
+
+	execute(&delete_matches, values, NULL);
+}

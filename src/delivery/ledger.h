@@ -1,0 +1,104 @@
+/*
+ * The ledger: what the worker writes down, and reads back when it starts.
+ *
+ * Outcomes are noted in memory as they happen and written in bulk by one short transaction.  What was noted stays noted until a transaction
+ * with it has committed.  Notes are idempotent, so a failed transaction is simply tried again.  No policy: what to write is decided elsewhere.
+ */
+#ifndef OUTBOX_LEDGER_H
+#define OUTBOX_LEDGER_H
+
+#include "subscription.h"
+#include "tick.h"
+
+typedef enum OutboxRowStatus
+{
+	OUTBOX_ROW_SENDING,
+	OUTBOX_ROW_RETRYING,
+	OUTBOX_ROW_BLOCKED,
+	OUTBOX_ROW_DEAD
+} OutboxRowStatus;
+
+/* A delivery row as it should be.  Strings are copied. */
+typedef struct OutboxRow
+{
+	int32		subscription;
+	pg_uuid_t	event_id;
+	OutboxRowStatus status;
+	const char *key;			/* NULL: leave as it is */
+	int			attempts;
+	TimestampTz first_at;		/* 0: none yet */
+	TimestampTz next_at;		/* 0: not waiting */
+	int			status_code;	/* 0: none */
+	const char *error;			/* NULL: none */
+	const char *reason;			/* DEAD */
+} OutboxRow;
+
+/* An exception read back. */
+typedef struct OutboxException
+{
+	int32		subscription;
+	pg_uuid_t	event_id;
+	OutboxRowStatus status;
+	bool		keyed;
+	uint64		key_hash;
+	int			attempts;
+	TimestampTz first_at;
+	TimestampTz next_at;
+} OutboxException;
+
+/* A cursor read back. */
+typedef struct OutboxCursor
+{
+	int32		subscription;	/* 0: the head */
+	bool		at_head;
+	uint64		base;
+	uint64		upper;
+	bool		partial;
+	pg_uuid_t	after;
+	uint64		offset;
+} OutboxCursor;
+
+/* ---- noting, in memory ---- */
+
+extern void outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
+								  const OutboxExchange *exchange);
+extern void outbox_ledger_put(const OutboxRow *row, bool known);
+extern void outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id);
+extern void outbox_ledger_disable(int32 subscription, const char *reason);
+
+/* How many notes wait to be written. */
+extern int	outbox_ledger_pending(void);
+
+/* ---- writing, in a transaction with SPI connected ---- */
+
+extern void outbox_ledger_write(const OutboxCatalog *catalog);
+extern void outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset);
+
+/* After that transaction: forget what it wrote, or (failed) that it did. */
+extern void outbox_ledger_committed(void);
+extern void outbox_ledger_failed(void);
+
+/* Is it time for a full state in the other pair of tables?  If so, turns to it: what follows must be every cursor. */
+extern bool outbox_ledger_turn(void);
+
+/* Empties the pair that is not in use, if it can be locked at once. In a transaction of its own. */
+extern void outbox_ledger_empty_old(const OutboxCatalog *catalog);
+extern bool outbox_ledger_has_old(void);
+
+/* ---- reading back, in a transaction with SPI connected ---- */
+
+/* The newest cursor of each subscription; in CurrentMemoryContext. */
+extern OutboxCursor *outbox_ledger_load_cursors(int64 epoch, int *n);
+extern OutboxTick *outbox_ledger_load_tick(int64 epoch, uint64 number);
+extern uint64 outbox_ledger_last_tick(int64 epoch);
+
+/* All exceptions, and the dead letters that hold back a key; ordered by subscription and event id. */
+extern OutboxException *outbox_ledger_load_exceptions(int *n);
+
+/* Which of these events have delivery rows, of whom. */
+extern int	outbox_ledger_settled(const OutboxLoggedEvent *events, int n, OutboxSettled **settled);
+
+/* Removes earlier matching rules that no cursor needs any more. */
+extern void outbox_ledger_drop_matches(int32 subscription, const OutboxSnapshot *passed);
+
+#endif							/* OUTBOX_LEDGER_H */

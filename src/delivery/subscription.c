@@ -1,0 +1,350 @@
+/*
+ * The configuration cache.
+ *
+ * Reads outbox.subscription and what belongs to it into plain structs that the loop can use without a transaction.  Secrets live
+ * only here, decoded, and are wiped with their context.
+ */
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "pattern.h"
+#include "subscription.h"
+
+/* The type of a test event that goes to one subscription only, named in its payload (outbox.ping). */
+#define PING_TYPE "outbox.ping"
+
+static const char load_query[] =
+"SELECT s.id, s.name, s.state = 'active', s.ordering = 'key', s.on_dead = 'block', s.max_in_flight, s.max_blocked,"
+"       s.url, s.network = 'private', s.ports,"
+"       (pg_catalog.date_part('epoch', s.timeout) * 1e6)::int8, (pg_catalog.date_part('epoch', s.connect_timeout) * 1e6)::int8,"
+"       s.response_kept,"
+"       (pg_catalog.date_part('epoch', s.retry_base) * 1e6)::int8, s.retry_factor,"
+"       (pg_catalog.date_part('epoch', s.retry_max) * 1e6)::int8, s.retry_jitter, s.max_attempts,"
+"       (pg_catalog.date_part('epoch', s.give_up_after) * 1e6)::int8, s.fatal_statuses, s.types, s.tenant,"
+"       s.start_epoch = $1, s.start_snapshot, s.start_next, s.start_clock, s.start_after"
+"  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
+
+static const char secrets_query[] =
+"SELECT k.subscription_id, k.secret, k.expires_at FROM outbox.secret k"
+" WHERE k.expires_at IS NULL OR k.expires_at > pg_catalog.clock_timestamp() ORDER BY k.subscription_id, k.id DESC";
+
+static const char matches_query[] =
+"SELECT m.subscription_id, m.types, m.tenant, m.until_snapshot, m.until_next, m.until_clock"
+"  FROM outbox.subscription_match m WHERE m.epoch = $1 ORDER BY m.subscription_id, m.version";
+
+/* Column access for the current SPI result; column numbers count from 1. */
+static Datum
+column(int row, int number, bool *null)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, null);
+}
+
+static int64
+integer(int row, int number)
+{
+	bool		null;
+	Datum		value = column(row, number, &null);
+
+	return TupleDescAttr(SPI_tuptable->tupdesc, number - 1)->atttypid == INT8OID ? DatumGetInt64(value) : DatumGetInt32(value);
+}
+
+static bool
+boolean(int row, int number)
+{
+	bool		null;
+
+	return DatumGetBool(column(row, number, &null)) && !null;
+}
+
+static double
+real(int row, int number)
+{
+	bool		null;
+
+	return DatumGetFloat8(column(row, number, &null));
+}
+
+static char *
+string(int row, int number)
+{
+	bool		null;
+	Datum		value = column(row, number, &null);
+
+	return null ? NULL : TextDatumGetCString(value);
+}
+
+static char **
+strings(int row, int number, int *n)
+{
+	bool		null;
+	Datum	   *elements;
+	char	  **result;
+
+	deconstruct_array(DatumGetArrayTypeP(column(row, number, &null)), TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, n);
+	result = palloc(Max(*n, 1) * sizeof(char *));
+	for (int i = 0; i < *n; i++)
+		result[i] = TextDatumGetCString(elements[i]);
+	return result;
+}
+
+static Datum *
+integers(int row, int number, int *n)
+{
+	bool		null;
+	Datum	   *elements;
+
+	deconstruct_array(DatumGetArrayTypeP(column(row, number, &null)), INT4OID, sizeof(int32), true, TYPALIGN_INT, &elements, NULL, n);
+	return elements;
+}
+
+static OutboxSnapshot *
+snapshot(int row, int number)
+{
+	bool		null,
+				null_next,
+				null_clock;
+	Datum		value = column(row, number, &null);
+	Datum		next = column(row, number + 1, &null_next);
+	Datum		clock = column(row, number + 2, &null_clock);
+
+	if (null || null_next || null_clock)
+		return NULL;
+	return outbox_snapshot_from_datum(value, U64FromFullTransactionId(DatumGetFullTransactionId(next)),
+									  (uint64) DatumGetInt64(clock));
+}
+
+static void
+load_endpoint(OutboxSubscription *subscription, int row)
+{
+	OutboxEndpoint *endpoint = &subscription->endpoint;
+	uint16_t   *ports;
+	Datum	   *values = integers(row, 10, &endpoint->n_ports);
+
+	ports = palloc(Max(endpoint->n_ports, 1) * sizeof(uint16_t));
+	for (int i = 0; i < endpoint->n_ports; i++)
+		ports[i] = (uint16_t) DatumGetInt32(values[i]);
+	endpoint->ports = ports;
+	endpoint->url = string(row, 8);
+	endpoint->network = boolean(row, 9) ? OUTBOX_NETWORK_PRIVATE : OUTBOX_NETWORK_PUBLIC;
+	endpoint->timeout = integer(row, 11);
+	endpoint->connect_timeout = integer(row, 12);
+	endpoint->response_kept = integer(row, 13);
+}
+
+static void
+load_retry(OutboxRetryPolicy *retry, int row)
+{
+	int		   *statuses;
+	Datum	   *values = integers(row, 20, &retry->n_fatal_statuses);
+
+	statuses = palloc(Max(retry->n_fatal_statuses, 1) * sizeof(int));
+	for (int i = 0; i < retry->n_fatal_statuses; i++)
+		statuses[i] = DatumGetInt32(values[i]);
+	retry->fatal_statuses = statuses;
+	retry->base = integer(row, 14);
+	retry->factor = real(row, 15);
+	retry->max = integer(row, 16);
+	retry->jitter = real(row, 17);
+	retry->max_attempts = integer(row, 18);
+	retry->give_up_after = integer(row, 19);
+}
+
+static OutboxSubscription *
+load_one(int64 epoch, int row)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "outbox subscription", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	OutboxSubscription *subscription = palloc0(sizeof(OutboxSubscription));
+	bool		null;
+	Datum		after;
+
+	subscription->context = context;
+	subscription->pins = 1;
+	subscription->id = integer(row, 1);
+	subscription->name = string(row, 2);
+	subscription->active = boolean(row, 3);
+	subscription->ordered = boolean(row, 4);
+	subscription->block_on_dead = boolean(row, 5);
+	subscription->max_in_flight = integer(row, 6);
+	subscription->max_blocked = integer(row, 7);
+	load_endpoint(subscription, row);
+	load_retry(&subscription->retry, row);
+	subscription->match.types = strings(row, 21, &subscription->match.n_types);
+	subscription->match.tenant = string(row, 22);
+	subscription->started_here = boolean(row, 23);
+	subscription->start = snapshot(row, 24);
+	after = column(row, 27, &null);
+	subscription->has_start_after = !null;
+	if (!null)
+		subscription->start_after = *DatumGetUUIDP(after);
+	subscription->secrets_until = DT_NOEND;
+	MemoryContextSwitchTo(old);
+	return subscription;
+}
+
+static OutboxSubscription *
+by_id(OutboxSubscription **all, int n, int32 id)
+{
+	int			low = 0;
+
+	while (low < n)
+	{
+		int			middle = low + (n - low) / 2;
+
+		if (all[middle]->id == id)
+			return all[middle];
+		if (all[middle]->id < id)
+			low = middle + 1;
+		else
+			n = middle;
+	}
+	return NULL;
+}
+
+/* The newest secrets sign; an expiring one does until it expires. */
+static void
+load_secrets(OutboxSubscription **all, int n)
+{
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		OutboxSubscription *subscription = by_id(all, n, integer(i, 1));
+		bool		null;
+		bytea	   *key;
+		Datum		expires;
+
+		if (subscription == NULL || subscription->n_signers == OUTBOX_MAX_SECRETS)
+			continue;
+		key = DatumGetByteaPP(column(i, 2, &null));
+		subscription->signers[subscription->n_signers] =
+			outbox_signer_create((unsigned char *) VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+		if (subscription->signers[subscription->n_signers] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("could not prepare a signing key of subscription \"%s\"", subscription->name)));
+		subscription->n_signers++;
+		expires = column(i, 3, &null);
+		if (!null)
+			subscription->secrets_until = Min(subscription->secrets_until, DatumGetTimestampTz(expires));
+	}
+}
+
+static void
+load_matches(OutboxSubscription **all, int n)
+{
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		OutboxSubscription *subscription = by_id(all, n, integer(i, 1));
+		MemoryContext old;
+		OutboxMatch *match;
+
+		if (subscription == NULL)
+			continue;
+		old = MemoryContextSwitchTo(subscription->context);
+		if (subscription->earlier == NULL)
+			subscription->earlier = palloc0(sizeof(OutboxMatch));
+		else
+			subscription->earlier = repalloc(subscription->earlier, (subscription->n_earlier + 1) * sizeof(OutboxMatch));
+		match = &subscription->earlier[subscription->n_earlier++];
+		match->types = strings(i, 2, &match->n_types);
+		match->tenant = string(i, 3);
+		match->until = snapshot(i, 4);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+static void
+run(const char *query, int parameters, int64 epoch)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(epoch)};
+
+	if (SPI_execute_with_args(query, parameters, types, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "SPI failed: %s", query);
+}
+
+List *
+outbox_subscription_load(int64 epoch)
+{
+	OutboxSubscription **all;
+	List	   *list = NIL;
+	int			n;
+
+	run(load_query, 1, epoch);
+	n = (int) SPI_processed;
+	all = palloc(Max(n, 1) * sizeof(OutboxSubscription *));
+	for (int i = 0; i < n; i++)
+		all[i] = load_one(epoch, i);
+	run(secrets_query, 0, epoch);
+	load_secrets(all, n);
+	run(matches_query, 1, epoch);
+	load_matches(all, n);
+
+	/* Nothing raises any more: from here on they live until they are unpinned. */
+	for (int i = 0; i < n; i++)
+	{
+		list = lappend(list, all[i]);
+		MemoryContextSetParent(all[i]->context, TopMemoryContext);
+	}
+	return list;
+}
+
+OutboxSubscription *
+outbox_subscription_pin(OutboxSubscription *subscription)
+{
+	subscription->pins++;
+	return subscription;
+}
+
+void
+outbox_subscription_unpin(OutboxSubscription *subscription)
+{
+	if (--subscription->pins > 0)
+		return;
+	for (int i = 0; i < subscription->n_signers; i++)
+		outbox_signer_free(subscription->signers[i]);
+	MemoryContextDelete(subscription->context);
+}
+
+/* Names consist of characters that need no escape in JSON, so the payload that outbox.ping() made can be compared as text. */
+static bool
+is_pinged(const OutboxSubscription *subscription, const OutboxEvent *event)
+{
+	char		expected[256];
+
+	snprintf(expected, sizeof(expected), "{\"subscription\": \"%s\"}", subscription->name);
+	return event->body != NULL && strcmp(expected, event->body) == 0;
+}
+
+bool
+outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEvent *event)
+{
+	const OutboxMatch *match = &subscription->match;
+
+	if (event->type != NULL && strcmp(event->type, PING_TYPE) == 0)
+		return is_pinged(subscription, event);
+
+	for (int i = 0; i < subscription->n_earlier; i++)
+	{
+		if (outbox_snapshot_sees(subscription->earlier[i].until, event->xid))
+		{
+			match = &subscription->earlier[i];
+			break;
+		}
+	}
+	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
+		return false;
+	if (event->unreadable)
+		return true;
+	for (int i = 0; i < match->n_types; i++)
+	{
+		if (outbox_pattern_matches(match->types[i], event->type))
+			return true;
+	}
+	return false;
+}

@@ -1,0 +1,59 @@
+/*
+ * Subscriptions as the worker knows them: configuration read from the tables, and whether an event is for one of them.
+ *
+ * A configuration is never changed in place: a reload makes new ones, and requests in flight keep theirs by pinning it.
+ */
+#ifndef OUTBOX_SUBSCRIPTION_H
+#define OUTBOX_SUBSCRIPTION_H
+
+#include "http.h"
+#include "tick.h"
+
+/* Which events; until: only for what this snapshot saw (an earlier rule), NULL: the current rule. */
+typedef struct OutboxMatch
+{
+	char	  **types;
+	int			n_types;
+	char	   *tenant;			/* NULL: every tenant's events */
+	OutboxSnapshot *until;
+} OutboxMatch;
+
+typedef struct OutboxSubscription
+{
+	MemoryContext context;
+	int			pins;
+
+	int32		id;
+	char	   *name;
+	bool		active;			/* neither paused nor disabled */
+	bool		ordered;		/* ordering = key */
+	bool		block_on_dead;
+	int			max_in_flight;
+	int			max_blocked;
+	OutboxEndpoint endpoint;
+	OutboxRetryPolicy retry;
+	int			n_signers;
+	OutboxSigner *signers[OUTBOX_MAX_SECRETS];
+	TimestampTz secrets_until;	/* when the next secret expires; DT_NOEND: none does */
+
+	OutboxMatch match;
+	int			n_earlier;
+	OutboxMatch *earlier;		/* oldest first */
+
+	/* where it starts when it has no cursor */
+	bool		started_here;	/* in this installation: start and start_after mean something */
+	OutboxSnapshot *start;		/* NULL: nothing is excluded */
+	bool		has_start_after;
+	pg_uuid_t	start_after;
+} OutboxSubscription;
+
+/* All push subscriptions, in CurrentMemoryContext's list; each pinned once.  In a transaction with SPI connected. */
+extern List *outbox_subscription_load(int64 epoch);
+
+extern OutboxSubscription *outbox_subscription_pin(OutboxSubscription *subscription);
+extern void outbox_subscription_unpin(OutboxSubscription *subscription);
+
+/* Is this event for it? Does not look at positions. */
+extern bool outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEvent *event);
+
+#endif							/* OUTBOX_SUBSCRIPTION_H */

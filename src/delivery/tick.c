@@ -1,0 +1,446 @@
+/*
+ * Ticks, windows and chunks.
+ *
+ * A tick in memory costs nothing: no xid, no row.  What makes it a promise is a WAL record that was written after its
+ * snapshot was taken, and flushed.  The commit record of everything the snapshot saw precedes that record, so once it is on disk (and on the
+ * synchronous standbys), what is sent can never turn out not to have happened.
+ *
+ * Chunks are cached by place, least recently used last, bounded in number and bytes.  Subscriptions that move together read the log once.
+ *
+ * All of it lives in one memory context of the worker; only http's exchanges point into chunks, and they pin them.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xloginsert.h"
+#include "catalog/pg_control.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "event_id.h"
+#include "ledger.h"
+#include "tick.h"
+
+#define CHUNK_EVENTS 512
+#define CHUNK_BYTES ((Size) 1024 * 1024)
+#define CACHE_CHUNKS 512
+#define CACHE_BYTES ((Size) 32 * 1024 * 1024)
+
+static OutboxTick nothing = {.durable = true, .pins = 1};
+static dlist_head cache = DLIST_STATIC_INIT(cache);
+static int	cached_chunks = 0;
+static Size cached_bytes = 0;
+
+/* ---- ticks ---- */
+
+OutboxTick *
+outbox_tick_nothing(void)
+{
+	return &nothing;
+}
+
+static OutboxTick *
+make_tick(uint64 number, const OutboxSnapshot *snapshot, TimestampTz at)
+{
+	OutboxTick *tick = MemoryContextAllocZero(TopMemoryContext, sizeof(OutboxTick));
+
+	if (snapshot != NULL)
+	{
+		Size		size = offsetof(OutboxSnapshot, xip) + snapshot->nxip * sizeof(uint64);
+
+		tick->snapshot = MemoryContextAlloc(TopMemoryContext, size);
+		memcpy(tick->snapshot, snapshot, size);
+	}
+	tick->number = number;
+	tick->at = at;
+	tick->pins = 1;
+	return tick;
+}
+
+/*
+ * The number is taken before the snapshot: whoever seals a segment reads the counter, and a tick with a higher number is sure to have begun
+ * afterwards.
+ */
+OutboxTick *
+outbox_tick_take(OutboxDatabase *database)
+{
+	uint64		number = pg_atomic_add_fetch_u64(&database->tick, 1);
+
+	Assert(!TransactionIdIsValid(GetTopTransactionIdIfAny()));
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return make_tick(number, outbox_snapshot_take(GetActiveSnapshot(), &database->clock, false), GetCurrentTimestamp());
+}
+
+OutboxTick *
+outbox_tick_restore(uint64 number, OutboxSnapshot *snapshot, uint64 offset, TimestampTz at)
+{
+	OutboxTick *tick = make_tick(number, snapshot, at);
+
+	tick->offset = offset;
+	tick->durable = true;		/* its row was committed after it */
+	return tick;
+}
+
+OutboxTick *
+outbox_tick_pin(OutboxTick *tick)
+{
+	tick->pins++;
+	return tick;
+}
+
+void
+outbox_tick_unpin(OutboxTick *tick)
+{
+	if (--tick->pins > 0 || tick == &nothing)
+		return;
+	if (tick->snapshot != NULL)
+		pfree(tick->snapshot);
+	pfree(tick);
+}
+
+/*
+ * Not XLogFlush(GetXLogInsertRecPtr()): that pointer can lie past a page header that is not written yet, and the flush then fails.  The end
+ * of a record of our own is always a valid place to flush to.
+ */
+void
+outbox_tick_flush(OutboxTick *tick)
+{
+	if (tick->durable || tick->lsn != InvalidXLogRecPtr)
+		return;
+
+	if (GetFlushRecPtr(NULL) >= GetXLogInsertRecPtr())
+		tick->lsn = GetFlushRecPtr(NULL);
+	else
+	{
+		char		nothing_to_say = 0;
+
+		XLogBeginInsert();
+		XLogRegisterData(&nothing_to_say, 1);
+		tick->lsn = XLogInsert(RM_XLOG_ID, XLOG_NOOP);
+		XLogFlush(tick->lsn);
+	}
+}
+
+bool
+outbox_tick_durable(OutboxTick *tick)
+{
+	if (tick->durable)
+		return true;
+	if (tick->lsn == InvalidXLogRecPtr)
+		return false;
+
+	if (OutboxSyncStandbysDefined())
+	{
+		XLogRecPtr	confirmed;
+
+		LWLockAcquire(SyncRepLock, LW_SHARED);
+		confirmed = WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH];
+		LWLockRelease(SyncRepLock);
+		if (confirmed < tick->lsn)
+			return false;
+	}
+	tick->durable = true;
+	return true;
+}
+
+/* ---- positions ---- */
+
+void
+outbox_position_set(OutboxPosition *position, const OutboxPosition *value)
+{
+	OutboxPosition old = *position;
+
+	outbox_tick_pin(value->base);
+	outbox_tick_pin(value->upper);
+	*position = *value;
+	if (old.base != NULL)
+	{
+		outbox_tick_unpin(old.base);
+		outbox_tick_unpin(old.upper);
+	}
+}
+
+void
+outbox_position_clear(OutboxPosition *position)
+{
+	if (position->base != NULL)
+	{
+		outbox_tick_unpin(position->base);
+		outbox_tick_unpin(position->upper);
+	}
+	memset(position, 0, sizeof(*position));
+}
+
+OutboxPosition
+outbox_chunk_before(const OutboxChunk *chunk, int i)
+{
+	OutboxPosition position = chunk->from;
+
+	if (i == 0)
+		return position;
+	position.upper = chunk->to.upper;
+	position.partial = true;
+	position.after = chunk->events[i - 1].event.id;
+	return position;
+}
+
+/* ---- the cache ---- */
+
+static void
+free_chunk(OutboxChunk *chunk)
+{
+	outbox_position_clear(&chunk->from);
+	outbox_position_clear(&chunk->to);
+	MemoryContextDelete(chunk->context);
+}
+
+/* A chunk leaves the cache when it is too old or the cache too large; whoever pins it keeps it alive. */
+static void
+trim_cache(void)
+{
+	while ((cached_chunks > CACHE_CHUNKS || cached_bytes > CACHE_BYTES) && cached_chunks > 1)
+	{
+		OutboxChunk *chunk = dlist_tail_element(OutboxChunk, node, &cache);
+
+		dlist_delete(&chunk->node);
+		chunk->cached = false;
+		cached_chunks--;
+		cached_bytes -= chunk->bytes;
+		outbox_chunk_unpin(chunk);
+	}
+}
+
+static void
+cache_chunk(OutboxChunk *chunk)
+{
+	dlist_push_head(&cache, &chunk->node);
+	chunk->cached = true;
+	chunk->pins++;				/* the cache's own */
+	cached_chunks++;
+	cached_bytes += chunk->bytes;
+	trim_cache();
+}
+
+OutboxChunk *
+outbox_chunk_pin(OutboxChunk *chunk)
+{
+	chunk->pins++;
+	return chunk;
+}
+
+void
+outbox_chunk_unpin(OutboxChunk *chunk)
+{
+	Assert(chunk->pins > 0);
+	if (--chunk->pins == 0)
+		free_chunk(chunk);
+}
+
+/* Is this chunk what comes next at `position`? */
+static bool
+starts_at(const OutboxChunk *chunk, const OutboxPosition *position)
+{
+	if (chunk->from.base != position->base || chunk->from.partial != position->partial)
+		return false;
+	if (!position->partial)
+		return true;
+	return chunk->from.upper == position->upper &&
+		memcmp(&chunk->from.after, &position->after, sizeof(pg_uuid_t)) == 0;
+}
+
+OutboxChunk *
+outbox_chunk_find(const OutboxPosition *position, bool settled)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &cache)
+	{
+		OutboxChunk *chunk = dlist_container(OutboxChunk, node, iter.cur);
+
+		if (starts_at(chunk, position) && (chunk->settled_known || !settled))
+		{
+			dlist_move_head(&cache, &chunk->node);
+			return outbox_chunk_pin(chunk);
+		}
+	}
+	return NULL;
+}
+
+/* ---- reading ---- */
+
+static void
+uuid_text(const pg_uuid_t *id, char *out)
+{
+	static const char hex[] = "0123456789abcdef";
+
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*out++ = '-';
+		*out++ = hex[id->data[i] >> 4];
+		*out++ = hex[id->data[i] & 15];
+	}
+	*out = '\0';
+}
+
+/* The producer's headers, an object of strings, as an array. */
+static void
+unpack_headers(OutboxLoggedEvent *logged)
+{
+	Jsonb	   *headers = logged->event.headers;
+	JsonbIterator *it;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+
+	if (headers == NULL || JB_ROOT_COUNT(headers) == 0)
+		return;
+	logged->headers = palloc(JB_ROOT_COUNT(headers) * sizeof(OutboxHeader));
+	it = JsonbIteratorInit(&headers->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			logged->headers[logged->n_headers].name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && value.type == jbvString)
+			logged->headers[logged->n_headers++].value = pnstrdup(value.val.string.val, value.val.string.len);
+	}
+}
+
+static void
+work_out(OutboxLoggedEvent *logged)
+{
+	uuid_text(&logged->event.id, logged->id_text);
+	if (logged->event.key != NULL)
+		logged->key_hash = hash_bytes_extended((unsigned char *) logged->event.key, strlen(logged->event.key), 0);
+	unpack_headers(logged);
+}
+
+static OutboxChunk *
+make_chunk(int room)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "outbox chunk", ALLOCSET_SMALL_SIZES);
+	OutboxChunk *chunk = MemoryContextAllocZero(context, sizeof(OutboxChunk));
+
+	chunk->context = context;
+	chunk->pins = 1;
+	chunk->room = room;
+	chunk->events = MemoryContextAlloc(context, room * sizeof(OutboxLoggedEvent));
+	return chunk;
+}
+
+/* Room for one more event, zeroed. */
+static OutboxLoggedEvent *
+next_event(OutboxChunk *chunk)
+{
+	OutboxLoggedEvent *logged;
+
+	if (chunk->n == chunk->room)
+	{
+		chunk->room *= 4;
+		chunk->events = repalloc(chunk->events, chunk->room * sizeof(OutboxLoggedEvent));
+	}
+	logged = &chunk->events[chunk->n];
+	memset(logged, 0, sizeof(*logged));
+	return logged;
+}
+
+/* From here on nothing raises: the chunk outlives the turn. */
+static void
+keep_chunk(OutboxChunk *chunk)
+{
+	MemoryContextSetParent(chunk->context, TopMemoryContext);
+	chunk->bytes = MemoryContextMemAllocated(chunk->context, true);
+}
+
+OutboxChunk *
+outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper, bool careful,
+				  bool settled)
+{
+	OutboxChunk *chunk = make_chunk(8);
+	MemoryContext old = MemoryContextSwitchTo(chunk->context);
+	OutboxPosition to = *position;
+	OutboxScan *scan;
+	Size		bytes = 0;
+	bool		more = true;
+
+	if (position->partial)
+		upper = position->upper;
+
+	scan = outbox_log_scan(log, epoch, position->base->snapshot, upper->snapshot,
+						   position->partial ? &position->after : NULL, careful);
+	while (chunk->n < CHUNK_EVENTS && bytes < CHUNK_BYTES)
+	{
+		OutboxLoggedEvent *logged = next_event(chunk);
+
+		more = outbox_log_next(scan, &logged->event);
+		if (!more)
+			break;
+		work_out(logged);
+		bytes += logged->event.body_size;
+		chunk->n++;
+	}
+	outbox_log_end(scan);
+
+	if (settled)
+		chunk->n_settled = outbox_ledger_settled(chunk->events, chunk->n, &chunk->settled);
+	chunk->settled_known = settled;
+	MemoryContextSwitchTo(old);
+
+	to.upper = upper;
+	if (more)
+	{
+		to.partial = true;
+		to.after = chunk->events[chunk->n - 1].event.id;
+	}
+	else
+	{
+		to.base = upper;
+		to.partial = false;
+	}
+	keep_chunk(chunk);
+	outbox_position_set(&chunk->from, position);
+	outbox_position_set(&chunk->to, &to);
+	cache_chunk(chunk);
+	return chunk;
+}
+
+OutboxChunk *
+outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int n)
+{
+	OutboxChunk *chunk = make_chunk(n);
+	MemoryContext old = MemoryContextSwitchTo(chunk->context);
+
+	for (int i = 0; i < n; i++)
+	{
+		OutboxLoggedEvent *logged = next_event(chunk);
+
+		if (!outbox_log_find(log, &ids[i], &logged->event))
+			continue;
+		work_out(logged);
+		chunk->n++;
+	}
+	MemoryContextSwitchTo(old);
+	keep_chunk(chunk);
+	return chunk;
+}
+
+bool
+outbox_chunk_is_settled(const OutboxChunk *chunk, int32 subscription, const pg_uuid_t *event_id)
+{
+	for (int i = 0; i < chunk->n_settled; i++)
+	{
+		if (chunk->settled[i].subscription == subscription &&
+			memcmp(&chunk->settled[i].event_id, event_id, sizeof(pg_uuid_t)) == 0)
+			return true;
+	}
+	return false;
+}

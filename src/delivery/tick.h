@@ -1,0 +1,118 @@
+/*
+ * Ticks, positions and chunks: what there is to read, and from where.
+ *
+ * A tick is a snapshot with a number; a position says how far somebody has read; a chunk is a piece of a window
+ * (the events one tick sees and an earlier one does not) in memory, shared by everyone who is at its place.
+ */
+#ifndef OUTBOX_TICK_H
+#define OUTBOX_TICK_H
+
+#include "access/xlogdefs.h"
+#include "lib/ilist.h"
+
+#include "event_log.h"
+#include "message.h"
+
+typedef struct OutboxTick
+{
+	uint64		number;			/* 0: a subscription's start, or nothing at all */
+	OutboxSnapshot *snapshot;	/* NULL: sees nothing */
+	uint64		offset;			/* events ticked up to its end, for people */
+	TimestampTz at;
+	XLogRecPtr	lsn;			/* flushed up to here, and all it sees is durable */
+	bool		durable;		/* may be sent: flushed, and confirmed by synchronous standbys */
+	uint32		persisted;		/* the ledger generation in which its row was written */
+	int			pins;
+} OutboxTick;
+
+/* All that base saw is done; of (base, upper] all up to `after` (nothing yet unless partial). base == upper: all of it. */
+typedef struct OutboxPosition
+{
+	OutboxTick *base;
+	OutboxTick *upper;
+	bool		partial;
+	pg_uuid_t	after;
+} OutboxPosition;
+
+/* An event in memory, with what every subscription needs worked out once. */
+typedef struct OutboxLoggedEvent
+{
+	OutboxEvent event;
+	char		id_text[OUTBOX_ID_TEXT];
+	uint64		key_hash;
+	OutboxHeader *headers;
+	int			n_headers;
+} OutboxLoggedEvent;
+
+/* A subscription that already has a delivery row for an event of a chunk: it must not enter again. */
+typedef struct OutboxSettled
+{
+	int32		subscription;
+	pg_uuid_t	event_id;
+} OutboxSettled;
+
+typedef struct OutboxChunk
+{
+	dlist_node	node;			/* in the cache, most recently used first */
+	bool		cached;
+	MemoryContext context;
+	Size		bytes;
+	int			pins;
+	OutboxPosition from;		/* before its first event */
+	OutboxPosition to;			/* after its last one */
+	int			n;
+	int			room;
+	OutboxLoggedEvent *events;
+	bool		settled_known;	/* `settled` was looked up */
+	int			n_settled;
+	OutboxSettled *settled;
+} OutboxChunk;
+
+/* ---- ticks ---- */
+
+/* The tick that sees nothing. */
+extern OutboxTick *outbox_tick_nothing(void);
+
+/* A new tick.  The current transaction must have no xid; its new snapshot is pushed as the active one.  Pinned once. */
+extern OutboxTick *outbox_tick_take(OutboxDatabase *database);
+
+/* A tick from its row. Pinned once. */
+extern OutboxTick *outbox_tick_restore(uint64 number, OutboxSnapshot *snapshot, uint64 offset, TimestampTz at);
+
+extern OutboxTick *outbox_tick_pin(OutboxTick *tick);
+extern void outbox_tick_unpin(OutboxTick *tick);
+
+/* Makes all that the tick sees durable on this server, writing and flushing at most one small WAL record. Outside a transaction. */
+extern void outbox_tick_flush(OutboxTick *tick);
+
+/* May its events be sent?  With synchronous standbys: once they confirmed its LSN. Never waits. */
+extern bool outbox_tick_durable(OutboxTick *tick);
+
+/* ---- positions (they pin their ticks) ---- */
+
+extern void outbox_position_set(OutboxPosition *position, const OutboxPosition *value);
+extern void outbox_position_clear(OutboxPosition *position);
+
+/* The position before event number i of a chunk; a borrowed value: set it somewhere to keep it. */
+extern OutboxPosition outbox_chunk_before(const OutboxChunk *chunk, int i);
+
+/* ---- chunks ---- */
+
+/* The cached chunk at this place, pinned; NULL: none.  settled: only one whose `settled` is known. */
+extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settled);
+
+/*
+ * Reads the next chunk from `position`; the window's upper end is position->upper if partial, else `upper`.  In a transaction with an active snapshot. Pinned once, and
+ * cached.  An empty chunk means the window is done. `settled`: also look up delivery rows (ledger).
+ */
+extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper,
+									  bool careful, bool settled);
+
+/* The events with these ids that still exist, as a private chunk, pinned once. */
+extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int n);
+
+extern OutboxChunk *outbox_chunk_pin(OutboxChunk *chunk);
+extern void outbox_chunk_unpin(OutboxChunk *chunk);
+extern bool outbox_chunk_is_settled(const OutboxChunk *chunk, int32 subscription, const pg_uuid_t *event_id);
+
+#endif							/* OUTBOX_TICK_H */
