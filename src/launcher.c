@@ -58,7 +58,7 @@ typedef struct WorkerLife
 	TimestampTz started_at;
 	TimestampTz not_before;		/* of the next start */
 	int			backoff;		/* milliseconds; 0: the last end was no error */
-	uint64		told;			/* OutboxLauncher.told when it was started */
+	uint64		told;			/* OutboxLauncher.told when it was started, or failed */
 } WorkerLife;
 
 /* What the launcher knows about its lister. */
@@ -317,6 +317,7 @@ judge_end(WorkerLife *life, OutboxWorkerEnd end, TimestampTz now)
 			else
 				life->backoff = Min(life->backoff * 2, BACKOFF_MAX);
 			life->not_before = after(now, life->backoff);
+			life->told = pg_atomic_read_u64(&launcher->told);
 			return;
 		case OUTBOX_END_DISARMED:
 
