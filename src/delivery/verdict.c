@@ -127,7 +127,7 @@ outbox_verdict(OutboxOutcome outcome, int status, int attempts, int64_t first_at
 
 	/* An attempt that would begin after the end is not made: the dead letter is there now, not hours later. */
 	at = saturated_sum(now, delay_after(attempts, retry_after, dice, policy));
-	if (too_late(first_at, now, policy) || too_late(first_at, at, policy))
+	if (too_late(first_at, at, policy))
 		return dead("give_up_after");
 	return (OutboxVerdict) {.decision = OUTBOX_RETRY, .at = at};
 }
@@ -299,7 +299,7 @@ read_delta(const char *text, int64_t *seconds)
 	{
 		if (*text < '0' || *text > '9')
 			return false;
-		if (*seconds < INT64_MAX / SECOND)
+		if (*seconds <= INT64_MAX / SECOND)
 			*seconds = *seconds * 10 + (*text - '0');
 	}
 	return true;

@@ -1,0 +1,862 @@
+/*
+ * http: what becomes of a request, whatever the far side does.
+ *
+ * The far side is a server in this process: a thread per connection, which answers by the number in the path.  Names are resolved by a
+ * getaddrinfo() of our own, which libcurl's threads find before libc's; it can hang, and it counts.
+ */
+#include "delivery/http.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <openssl/pem.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tap.h"
+
+#define SECOND INT64_C(1000000)
+#define MANY 40
+
+/*
+ * Names.
+ */
+static pthread_mutex_t names_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t names_changed = PTHREAD_COND_INITIALIZER;
+static bool names_held;			/* slow.test waits while this is true */
+static atomic_int resolutions;
+static atomic_bool signals_were_open;
+
+static int
+one_address(const char *service, in_addr_t address, struct addrinfo **result)
+{
+	struct addrinfo *info = calloc(1, sizeof(*info) + sizeof(struct sockaddr_in));
+	struct sockaddr_in *ipv4 = (struct sockaddr_in *) (info + 1);
+
+	ipv4->sin_family = AF_INET;
+	ipv4->sin_addr.s_addr = address;
+	ipv4->sin_port = htons((uint16_t) atoi(service));
+	info->ai_family = AF_INET;
+	info->ai_socktype = SOCK_STREAM;
+	info->ai_addr = (struct sockaddr *) ipv4;
+	info->ai_addrlen = sizeof(*ipv4);
+	*result = info;
+	return 0;
+}
+
+int
+getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **result)
+{
+	sigset_t	mask;
+
+	(void) hints;
+	resolutions++;
+	pthread_sigmask(SIG_SETMASK, NULL, &mask);
+	if (!sigismember(&mask, SIGTERM) || !sigismember(&mask, SIGALRM) || !sigismember(&mask, SIGUSR1))
+		signals_were_open = true;
+
+	pthread_mutex_lock(&names_lock);
+	while (names_held && strncmp(name, "slow", 4) == 0)
+		pthread_cond_wait(&names_changed, &names_lock);
+	pthread_mutex_unlock(&names_lock);
+
+	if (strstr(name, "unknown") != NULL)
+		return EAI_NONAME;
+	return one_address(service, htonl(INADDR_LOOPBACK), result);
+}
+
+void
+freeaddrinfo(struct addrinfo *info)
+{
+	free(info);
+}
+
+static void
+hold_names(bool held)
+{
+	pthread_mutex_lock(&names_lock);
+	names_held = held;
+	pthread_cond_broadcast(&names_changed);
+	pthread_mutex_unlock(&names_lock);
+}
+
+/*
+ * The far side.
+ */
+typedef enum Then
+{
+	KEEP,						/* wait for the next request */
+	CLOSE,
+	RESET,
+	HANG,						/* say no more until the client goes */
+	ANSWER_ALL_DAY,				/* the last 16 bytes of the answer again and again */
+	DRIP						/* a byte every 20 ms */
+} Then;
+
+typedef struct Case
+{
+	const char *what;
+	const char *answer;
+	Then		then;
+	OutboxOutcome outcome;
+	int			status;
+	const char *response;		/* NULL: do not look */
+	int64_t		retry_after;	/* seconds, -1: none */
+} Case;
+
+#define OK_HEADERS "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+#define PAD "xxxxxxxxxxxxxxxx"
+#define PAD_256 PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD
+
+static const Case cases[] = {
+	{"200 with a body", OK_HEADERS "Content-Length: 5\r\n\r\nhello", KEEP, OUTBOX_DELIVERED, 200, "hello", -1},
+	{"204", "HTTP/1.1 204 No Content\r\n\r\n", KEEP, OUTBOX_DELIVERED, 204, "", -1},
+	{"202 in chunks", "HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", KEEP, OUTBOX_DELIVERED, 202, "hello", -1},
+	{"200 until close", OK_HEADERS "\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
+	{"HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
+	{"100 before 200", "HTTP/1.1 100 Continue\r\n\r\n" OK_HEADERS "Content-Length: 0\r\n\r\n", KEEP, OUTBOX_DELIVERED, 200, "", -1},
+	{"302 is not followed", "HTTP/1.1 302 Found\r\nLocation: /0\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_3XX, 302, "", -1},
+	{"404", "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno", KEEP, OUTBOX_HTTP_4XX, 404, "no", -1},
+	{"401 is not answered", "HTTP/1.1 401 Who\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_4XX, 401, "", -1},
+	{"410", "HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_GONE, 410, "", -1},
+	{"500", "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 500, "", -1},
+	{"a status of no class", "HTTP/1.1 700 What\r\nContent-Length: 0\r\n\r\n", CLOSE, OUTBOX_PROTOCOL, 700, NULL, -1},
+	{"Retry-After in seconds", "HTTP/1.1 503 Later\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", 120},
+	{"Retry-After as a date gone by", "HTTP/1.1 503 Later\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
+	{"Retry-After twice: the first counts", "HTTP/1.1 429 Slow\r\nretry-after:  7 \r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_4XX, 429, "", 7},
+	{"Retry-After that is garbage", "HTTP/1.1 503 Later\r\nRetry-After: " PAD_256 "\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
+	{"Retry-After in a trailer is none", "HTTP/1.1 503 Later\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nRetry-After: 9\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
+
+	{"closed without an answer", "", CLOSE, OUTBOX_CONNECT, 0, NULL, -1},
+	{"reset without an answer", "", RESET, OUTBOX_CONNECT, 0, NULL, -1},
+	{"reset within the header section", "HTTP/1.1 200 OK\r\nContent-", RESET, OUTBOX_CONNECT, 0, NULL, -1},
+	{"200, reset within the body: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", RESET, OUTBOX_DELIVERED, 200, NULL, -1},
+	{"200, body shorter than said: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
+	{"500, body shorter than said", "HTTP/1.1 500 Oh\r\nContent-Length: 500\r\n\r\nhello", CLOSE, OUTBOX_HTTP_5XX, 500, "hello", -1},
+	{"200, broken chunks: delivered", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, NULL, -1},
+
+	{"silence", "", HANG, OUTBOX_TIMEOUT, 0, NULL, -1},
+	{"silence within the header section", "HTTP/1.1 200 OK\r\n", HANG, OUTBOX_TIMEOUT, 0, NULL, -1},
+	{"200, silence within the body: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", HANG, OUTBOX_DELIVERED, 200, "hello", -1},
+	{"headers byte by byte", "HTTP/1.1 200 OK\r\nX: " PAD_256 "\r\n\r\n", DRIP, OUTBOX_TIMEOUT, 0, NULL, -1},
+
+	{"200, endless body: cut, delivered", OK_HEADERS "\r\n" PAD, ANSWER_ALL_DAY, OUTBOX_DELIVERED, 200, NULL, -1},
+	{"500, endless body: cut", "HTTP/1.1 500 Oh\r\n\r\n" PAD, ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, NULL, -1},
+	{"endless header fields", "HTTP/1.1 200 OK\r\nX-Some: 123456\r\n", ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"one endless header field", "HTTP/1.1 200 OK\r\nX: " PAD, ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"a flood of 100 Continue", "HTTP/1.1 100 C\r\n\r\nHTTP/1.1 100\r\n\r\n", ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"not HTTP at all", "SSH-2.0-OpenSSH_9.2\r\n", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"HTTP/0.9", "<html>hello</html>", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"header lines without colon", "HTTP/1.1 200 OK\r\nnonsense\r\n\r\n", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
+	{"101 is no answer", "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", CLOSE, OUTBOX_CONNECT, 0, NULL, -1},
+};
+
+#define N_CASES ((int) (sizeof(cases) / sizeof(cases[0])))
+
+typedef struct Server
+{
+	int			listener;
+	uint16_t	port;
+	SSL_CTX    *tls;			/* NULL: plain */
+} Server;
+
+typedef struct Connection
+{
+	const Server *server;
+	int			fd;
+	SSL		   *tls;
+	char		request[65536];
+	size_t		size;
+} Connection;
+
+static Server plain_server;
+static Server tls_server;
+static atomic_int connections;
+static atomic_int requests;
+static atomic_int hanging;
+static pthread_mutex_t last_lock = PTHREAD_MUTEX_INITIALIZER;
+static char last_request[65536];
+
+static ssize_t
+receive(Connection *c, char *data, size_t size)
+{
+	return c->tls ? SSL_read(c->tls, data, (int) size) : recv(c->fd, data, size, 0);
+}
+
+static bool
+transmit(Connection *c, const char *data, size_t size)
+{
+	if (size == 0)
+		return true;
+	if (c->tls)
+		return SSL_write(c->tls, data, (int) size) > 0;
+	return send(c->fd, data, size, MSG_NOSIGNAL) == (ssize_t) size;
+}
+
+/* Header section and body of one request, left NUL-terminated. */
+static bool
+read_request(Connection *c)
+{
+	c->size = 0;
+	for (;;)
+	{
+		char	   *end;
+		const char *length;
+		ssize_t		n = receive(c, c->request + c->size, sizeof(c->request) - 1 - c->size);
+
+		if (n <= 0)
+			return false;
+		c->size += (size_t) n;
+		c->request[c->size] = '\0';
+		end = strstr(c->request, "\r\n\r\n");
+		if (end == NULL)
+			continue;
+		length = strstr(c->request, "Content-Length: ");
+		if (length == NULL || c->size >= (size_t) (end + 4 - c->request) + strtoul(length + 16, NULL, 10))
+			return true;
+	}
+}
+
+static void
+wait_for_close(Connection *c)
+{
+	char		byte;
+
+	hanging++;
+	while (receive(c, &byte, 1) > 0)
+		;
+	hanging--;
+}
+
+/* Returns whether the connection lives on. */
+static bool
+answer(Connection *c, const Case *script)
+{
+	size_t		size = strlen(script->answer);
+
+	if (script->then == DRIP)
+	{
+		for (size_t i = 0; i < size && transmit(c, script->answer + i, 1); i++)
+			nanosleep(&(struct timespec) {.tv_nsec = 20000000}, NULL);
+		return false;
+	}
+	if (!transmit(c, script->answer, size))
+		return false;
+	switch (script->then)
+	{
+		case KEEP:
+			return true;
+		case RESET:
+			setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger) {.l_onoff = 1}, sizeof(struct linger));
+			return false;
+		case HANG:
+			wait_for_close(c);
+			return false;
+		case ANSWER_ALL_DAY:
+			while (transmit(c, script->answer + size - 16, 16))
+				;
+			return false;
+		default:
+			return false;
+	}
+}
+
+static void *
+serve_connection(void *arg)
+{
+	Connection *c = arg;
+	bool		alive = true;
+
+	if (c->server->tls != NULL)
+	{
+		c->tls = SSL_new(c->server->tls);
+		SSL_set_fd(c->tls, c->fd);
+		alive = SSL_accept(c->tls) == 1;
+	}
+	while (alive && read_request(c))
+	{
+		const char *path = strchr(c->request, '/');
+
+		requests++;
+		pthread_mutex_lock(&last_lock);
+		memcpy(last_request, c->request, c->size + 1);
+		pthread_mutex_unlock(&last_lock);
+		alive = answer(c, &cases[path == NULL ? 0 : atoi(path + 1) % N_CASES]);
+	}
+	SSL_free(c->tls);
+	close(c->fd);
+	free(c);
+	return NULL;
+}
+
+static void *
+serve(void *arg)
+{
+	Server	   *server = arg;
+
+	for (;;)
+	{
+		Connection *c = calloc(1, sizeof(*c));
+		pthread_t	thread;
+
+		c->server = server;
+		c->fd = accept(server->listener, NULL, NULL);
+		connections++;
+		pthread_create(&thread, NULL, serve_connection, c);
+		pthread_detach(thread);
+	}
+	return NULL;
+}
+
+/* A listener on a free loopback port. */
+static int
+listen_on_loopback(uint16_t *port)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t	size = sizeof(address);
+	int			fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (fd < 0 || bind(fd, (struct sockaddr *) &address, size) != 0 || listen(fd, 256) != 0 ||
+		getsockname(fd, (struct sockaddr *) &address, &size) != 0)
+	{
+		perror("listener");
+		exit(1);
+	}
+	*port = ntohs(address.sin_port);
+	return fd;
+}
+
+static void
+start_server(Server *server, SSL_CTX *tls)
+{
+	pthread_t	thread;
+
+	server->tls = tls;
+	server->listener = listen_on_loopback(&server->port);
+	pthread_create(&thread, NULL, serve, server);
+	pthread_detach(thread);
+}
+
+/* A self-signed certificate for "localhost"; *pem: what a client must trust. */
+static SSL_CTX *
+create_tls(char **pem)
+{
+	EVP_PKEY   *key = EVP_EC_gen("P-256");
+	X509	   *certificate = X509_new();
+	X509_EXTENSION *names = X509V3_EXT_conf_nid(NULL, NULL, NID_subject_alt_name, "DNS:localhost");
+	SSL_CTX    *context = SSL_CTX_new(TLS_server_method());
+	BIO		   *out = BIO_new(BIO_s_mem());
+	char	   *data;
+	long		size;
+
+	X509_set_version(certificate, 2);
+	ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
+	X509_gmtime_adj(X509_getm_notBefore(certificate), -3600);
+	X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
+	X509_set_pubkey(certificate, key);
+	X509_NAME_add_entry_by_txt(X509_get_subject_name(certificate), "CN", MBSTRING_ASC, (const unsigned char *) "test", -1, -1, 0);
+	X509_set_issuer_name(certificate, X509_get_subject_name(certificate));
+	X509_add_ext(certificate, names, -1);
+	X509_sign(certificate, key, EVP_sha256());
+	PEM_write_bio_X509(out, certificate);
+	size = BIO_get_mem_data(out, &data);
+	*pem = strndup(data, (size_t) size);
+	SSL_CTX_use_certificate(context, certificate);
+	SSL_CTX_use_PrivateKey(context, key);
+	X509_EXTENSION_free(names);
+	X509_free(certificate);
+	EVP_PKEY_free(key);
+	BIO_free(out);
+	return context;
+}
+
+/*
+ * The near side.
+ */
+static int64_t
+now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * SECOND + now.tv_nsec / 1000;
+}
+
+static OutboxHttp *
+create_http(void)
+{
+	OutboxHttp *http = outbox_http_create(&(OutboxHttpOptions) {.max_connections = 64, .user_agent = "outbox/test"});
+
+	if (http == NULL)
+	{
+		ok(false, "outbox_http_create");
+		exit(1);
+	}
+	return http;
+}
+
+static char url_text[256];
+
+static const char *
+url(const char *scheme, const char *host, int port, int script)
+{
+	snprintf(url_text, sizeof(url_text), "%s://%s:%d/%d?token=secret", scheme, host, port, script);
+	return url_text;
+}
+
+static OutboxEndpoint
+endpoint_of(const char *target, OutboxNetwork network)
+{
+	return (OutboxEndpoint) {
+		.url = target, .network = network, .timeout = 10 * SECOND, .connect_timeout = 5 * SECOND, .response_kept = 1024
+	};
+}
+
+static char *line_texts[] = {(char[]) {"webhook-id: 42"}, (char[]) {"Content-Type: application/json"}, (char[]) {"X-Empty: "}};
+static OutboxRequestHeaders lines = {.n = 3, .lines = line_texts};
+
+#define BODY "{\"test\": 2432232314}"
+
+static OutboxExchange *
+start(OutboxHttp *http, const OutboxEndpoint *endpoint)
+{
+	OutboxExchange *exchange = outbox_exchange_create();
+
+	exchange->endpoint = endpoint;
+	exchange->headers = &lines;
+	exchange->body = BODY;
+	exchange->size = strlen(BODY);
+	outbox_http_start(http, exchange);
+	return exchange;
+}
+
+/* Waits as the worker does: for the descriptor, or the timer.  NULL: nothing ended within the deadline. */
+static OutboxExchange *
+await(OutboxHttp *http, int64_t deadline)
+{
+	for (;;)
+	{
+		OutboxExchange *exchange = outbox_http_finished(http);
+		struct pollfd fd = {.fd = outbox_http_descriptor(http), .events = POLLIN};
+		long		timeout = outbox_http_timeout(http);
+
+		if (exchange != NULL || now_us() >= deadline)
+			return exchange;
+		poll(&fd, 1, timeout < 0 || timeout > 100 ? 100 : (int) timeout);
+		outbox_http_work(http, 5000);
+	}
+}
+
+static OutboxExchange *
+exchange_with(OutboxHttp *http, const OutboxEndpoint *endpoint)
+{
+	OutboxExchange *started = start(http, endpoint);
+	OutboxExchange *ended = await(http, now_us() + 30 * SECOND);
+
+	if (ended != started)
+	{
+		ok(false, "the exchange ends");
+		exit(1);
+	}
+	return ended;
+}
+
+/* Lets the machine turn without expecting an end, until the condition holds. */
+static bool
+work_until(OutboxHttp *http, const atomic_int *counter, int value)
+{
+	for (int64_t deadline = now_us() + 20 * SECOND; *counter != value && now_us() < deadline;)
+	{
+		struct pollfd fd = {.fd = outbox_http_descriptor(http), .events = POLLIN};
+
+		poll(&fd, 1, 5);
+		outbox_http_work(http, 5000);
+	}
+	return *counter == value;
+}
+
+static bool
+mentions(const OutboxExchange *exchange, const char *text)
+{
+	return strstr(exchange->error, text) != NULL;
+}
+
+/*
+ * Tests.
+ */
+static void
+test_script(OutboxHttp *http, int i)
+{
+	const Case *c = &cases[i];
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, i), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x;
+	bool		good;
+
+	if (c->then == HANG || c->then == DRIP)
+		endpoint.timeout = SECOND / 5;
+	x = exchange_with(http, &endpoint);
+	good = x->outcome == c->outcome && x->status == c->status && x->retry_after == (c->retry_after < 0 ? -1 : c->retry_after * SECOND) &&
+		(c->response == NULL || (x->response_size == strlen(c->response) && memcmp(x->response ? (char *) x->response : "", c->response, x->response_size) == 0)) &&
+		x->response_size <= endpoint.response_kept && x->duration > 0 && x->duration < 5 * SECOND;
+	ok(good, "%s: %s %d %s", c->what, outbox_outcome_name(x->outcome), x->status, x->error);
+	if (mentions(x, "secret") || (x->outcome != OUTBOX_DELIVERED) != (x->error[0] != '\0'))
+		ok(false, "%s: error text", c->what);
+	outbox_exchange_free(x);
+}
+
+static void
+test_request(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+	OutboxRequestHeaders none = {0};
+	OutboxExchange *x;
+	int			before = connections;
+
+	for (int i = 0; i < 20; i++)
+		outbox_exchange_free(exchange_with(http, &endpoint));
+	ok(connections - before <= 1, "twenty requests in a row share a connection");
+	ok(strncmp(last_request, "POST /0?token=secret HTTP/1.1\r\n", 31) == 0, "POST, path and query as given");
+	ok(strstr(last_request, "\r\nwebhook-id: 42\r\n") && strstr(last_request, "\r\nX-Empty:\r\n") &&
+	   strstr(last_request, "\r\nContent-Type: application/json\r\n"), "the event's lines, an empty one too");
+	ok(strstr(last_request, "\r\nUser-Agent: outbox/test\r\n") && !strstr(last_request, "Expect:") && !strstr(last_request, "Accept-Encoding"),
+	   "our User-Agent, no Expect, no Accept-Encoding");
+	ok(strcmp(strstr(last_request, "\r\n\r\n") + 4, BODY) == 0, "the body, byte for byte");
+
+	x = outbox_exchange_create();
+	x->endpoint = &endpoint;
+	x->headers = &none;
+	outbox_http_start(http, x);
+	x = await(http, now_us() + 10 * SECOND);
+	ok(x != NULL && x->outcome == OUTBOX_DELIVERED && strstr(last_request, "\r\nContent-Length: 0\r\n") && !strstr(last_request, "Content-Type"),
+	   "no lines, no body: Content-Length 0, and no Content-Type invented");
+	outbox_exchange_free(x);
+}
+
+static void
+test_response_kept(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x;
+
+	endpoint.response_kept = 3;
+	x = exchange_with(http, &endpoint);
+	ok(x->response_size == 3 && memcmp(x->response, "hel", 3) == 0, "no more than response_kept bytes are kept");
+	outbox_exchange_free(x);
+	endpoint.response_kept = 0;
+	x = exchange_with(http, &endpoint);
+	ok(x->response_size == 0 && x->response == NULL && x->outcome == OUTBOX_DELIVERED, "none, if none are wanted");
+	outbox_exchange_free(x);
+}
+
+static void
+test_refused(OutboxHttp *http)
+{
+	uint16_t	port;
+	int			fd = listen_on_loopback(&port);
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", port, 0), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x;
+
+	close(fd);					/* nobody listens there now */
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_CONNECT && mentions(x, "connection refused") && mentions(x, "http://127.0.0.1:") && !mentions(x, "token"),
+	   "refused: %s", x->error);
+	outbox_exchange_free(x);
+}
+
+typedef struct Refusal
+{
+	const char *format;			/* one %d: the port */
+	OutboxOutcome outcome;
+	const char *text;
+} Refusal;
+
+/* Whatever the spelling, no connection arrives at the listener. */
+static void
+test_public_policy(OutboxHttp *http)
+{
+	static const Refusal refusals[] = {
+		{"https://127.0.0.1:%d/", OUTBOX_BLOCKED, "loopback (network = public)"},
+		{"https://localhost:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://localhost.:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://foo.localhost:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://rebound.test:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://2130706433:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://0x7f000001:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://0x7f.1:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://0177.0.0.1:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://127.1:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://0:%d/", OUTBOX_BLOCKED, "unspecified"},
+		{"https://0.0.0.0:%d/", OUTBOX_BLOCKED, "unspecified"},
+		{"https://[::1]:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://[::]:%d/", OUTBOX_BLOCKED, "unspecified"},
+		{"https://[::ffff:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://[::ffff:7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://[::127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://[64:ff9b::7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+		{"https://169.254.169.254:%d/", OUTBOX_BLOCKED, "link-local"},
+		{"https://[fd00:ec2::254]:%d/", OUTBOX_BLOCKED, "unique local"},
+		{"http://127.0.0.1:%d/", OUTBOX_BLOCKED, "scheme refused"},
+		{"https://127.0.0.1:1/%d", OUTBOX_BLOCKED, "port refused"},
+		{"https://user@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
+		{"https://user:secret@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
+		{"https://example.org:443@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+		{"file:///etc/passwd?%d", OUTBOX_BAD_REQUEST, ""},
+		{"gopher://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
+		{"ftp://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
+		{"127.0.0.1:%d", OUTBOX_BAD_REQUEST, ""},
+		{"https://127.0.0.1:%d\r\nX: y/", OUTBOX_BAD_REQUEST, ""},
+		{"https://:%d/", OUTBOX_BAD_REQUEST, ""},
+		{"%d", OUTBOX_BAD_REQUEST, ""},
+	};
+	int			before = connections;
+
+	for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++)
+	{
+		char		target[128];
+		OutboxEndpoint endpoint = endpoint_of(target, OUTBOX_NETWORK_PUBLIC);
+		OutboxExchange *x;
+
+		snprintf(target, sizeof(target), refusals[i].format, plain_server.port);
+		endpoint.ports = &plain_server.port;
+		endpoint.n_ports = 1;
+		x = exchange_with(http, &endpoint);
+		ok(x->outcome == refusals[i].outcome && mentions(x, refusals[i].text) && !mentions(x, "secret") && x->status == 0,
+		   "%.*s: %s", (int) strcspn(target, "\r"), target, x->error);
+		outbox_exchange_free(x);
+	}
+	ok(connections == before, "and nothing arrived at the listener");
+}
+
+static void
+test_tls(OutboxHttp *http, const char *pem)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("https", "localhost", tls_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+	char		target[128];
+	OutboxExchange *x = exchange_with(http, &endpoint);
+	int			before;
+
+	ok(x->outcome == OUTBOX_TLS, "an unknown certificate: %s", x->error);
+	outbox_exchange_free(x);
+
+	endpoint.ca = pem;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_DELIVERED, "trusted by the endpoint's own bundle %s", x->error);
+	outbox_exchange_free(x);
+	before = requests;
+
+	/* the connection just opened is in the pool, and must not serve another policy */
+	endpoint.network = OUTBOX_NETWORK_PUBLIC;
+	endpoint.ports = &tls_server.port;
+	endpoint.n_ports = 1;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_BLOCKED && mentions(x, "loopback") && requests == before, "a private connection is not re-used for public: %s", x->error);
+	outbox_exchange_free(x);
+
+	/* nor for an endpoint that trusts somebody else */
+	endpoint.network = OUTBOX_NETWORK_PRIVATE;
+	endpoint.ca = NULL;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_TLS && requests == before, "a bundle is an endpoint's own: %s", x->error);
+	outbox_exchange_free(x);
+
+	endpoint.ca = "no PEM at all";
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_TLS, "a bundle that is none: %s", x->error);
+	outbox_exchange_free(x);
+
+	snprintf(target, sizeof(target), "https://127.0.0.1:%d/0", tls_server.port);
+	endpoint = endpoint_of(target, OUTBOX_NETWORK_PRIVATE);
+	endpoint.ca = pem;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_TLS, "a certificate for another host: %s", x->error);
+	outbox_exchange_free(x);
+
+	snprintf(target, sizeof(target), "https://127.0.0.1:%d/0", plain_server.port);
+	endpoint.connect_timeout = SECOND / 5;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_TIMEOUT, "a handshake that hangs: %s", x->error);
+	outbox_exchange_free(x);
+}
+
+static void
+test_environment(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x;
+
+	setenv("http_proxy", "http://127.0.0.1:1", 1);
+	setenv("https_proxy", "http://127.0.0.1:1", 1);
+	setenv("ALL_PROXY", "http://127.0.0.1:1", 1);
+	unsetenv("no_proxy");
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_DELIVERED && strstr(last_request, "POST /1?") == last_request, "proxy variables are ignored %s", x->error);
+	outbox_exchange_free(x);
+}
+
+/* MANY requests at once to a name that nobody knows yet: one thread resolves it. */
+static void
+test_one_resolution(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "slow.test", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
+	int			before = resolutions;
+	int			delivered = 0;
+
+	hold_names(true);
+	for (int i = 0; i < MANY; i++)
+		start(http, &endpoint);
+	ok(work_until(http, &resolutions, before + 1), "a resolution begins");
+	for (int i = 0; i < 20; i++)
+		outbox_http_work(http, 1000);
+	hold_names(false);
+	for (int i = 0; i < MANY; i++)
+	{
+		OutboxExchange *x = await(http, now_us() + 20 * SECOND);
+
+		delivered += x != NULL && x->outcome == OUTBOX_DELIVERED;
+		outbox_exchange_free(x);
+	}
+	ok(delivered == MANY && outbox_http_in_flight(http) == 0, "all %d are delivered", MANY);
+	ok(resolutions == before + 1, "one resolution for all of them");
+	ok(!signals_were_open, "signals are blocked in resolver threads");
+}
+
+static void
+test_unknown_name(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "unknown.test", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
+	int			failed = 0;
+
+	for (int i = 0; i < MANY; i++)
+		start(http, &endpoint);
+	for (int i = 0; i < MANY; i++)
+	{
+		OutboxExchange *x = await(http, now_us() + 20 * SECOND);
+
+		failed += x != NULL && x->outcome == OUTBOX_DNS;
+		if (i == 0 && x != NULL)
+			ok(!mentions(x, "token"), "unknown name: %s", x->error);
+		outbox_exchange_free(x);
+	}
+	ok(failed == MANY, "an unknown name fails all %d that wait for it", MANY);
+}
+
+/* One name hangs; another is served meanwhile; those that wait for the first time out. */
+static void
+test_hanging_name(OutboxHttp *http)
+{
+	OutboxEndpoint hanging_one = endpoint_of("http://slow-too.test:1/", OUTBOX_NETWORK_PRIVATE);
+	OutboxEndpoint other = endpoint_of(url("http", "127.0.0.1", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
+	int			before = resolutions;
+	int			timed_out = 0;
+	OutboxExchange *x;
+
+	hold_names(true);
+	hanging_one.connect_timeout = SECOND / 3;
+	for (int i = 0; i < MANY; i++)
+		start(http, &hanging_one);
+	start(http, &other);
+	x = await(http, now_us() + 20 * SECOND);
+	ok(x != NULL && x->endpoint == &other && x->outcome == OUTBOX_DELIVERED, "a hanging name holds up nobody else");
+	outbox_exchange_free(x);
+	for (int i = 0; i < MANY; i++)
+	{
+		x = await(http, now_us() + 20 * SECOND);
+		timed_out += x != NULL && x->outcome == OUTBOX_TIMEOUT && x->duration < 5 * SECOND;
+		outbox_exchange_free(x);
+	}
+	ok(timed_out == MANY, "all that wait for it time out");
+	ok(resolutions - before <= 2, "and did not start a thread each");
+	hold_names(false);
+}
+
+/* Free with requests in every state, a hanging resolver among them. */
+static void
+test_free(void)
+{
+	OutboxHttp *http = create_http();
+	int			silence = -1;
+	char		silent[128];
+	OutboxEndpoint slow = endpoint_of("http://slow-again.test:1/", OUTBOX_NETWORK_PRIVATE);
+	OutboxEndpoint silent_one = endpoint_of(silent, OUTBOX_NETWORK_PRIVATE);
+	OutboxEndpoint done = endpoint_of("nonsense", OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *all[3 * MANY];
+	int			before = resolutions;
+	int64_t		began;
+
+	for (int i = 0; i < N_CASES; i++)
+		if (strcmp(cases[i].what, "silence") == 0)
+			silence = i;
+	snprintf(silent, sizeof(silent), "http://127.0.0.1:%d/%d", plain_server.port, silence);
+	hold_names(true);
+	for (int i = 0; i < MANY; i++)
+	{
+		all[3 * i] = start(http, &slow);
+		all[3 * i + 1] = start(http, &silent_one);
+		all[3 * i + 2] = start(http, &done);
+	}
+	ok(outbox_http_in_flight(http) == 3 * MANY, "%d in flight", 3 * MANY);
+	ok(work_until(http, &hanging, MANY) && work_until(http, &resolutions, before + 1), "all hang");
+	began = now_us();
+	outbox_http_free(http);
+	ok(now_us() - began < SECOND / 20, "free returns at once");
+	for (int i = 0; i < 3 * MANY; i++)
+		outbox_exchange_free(all[i]);
+	hold_names(false);
+	outbox_http_free(NULL);
+}
+
+/* The server closes an idle connection; the next request finds out, and goes over a new one. */
+static void
+test_connection_gone(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, 3), OUTBOX_NETWORK_PRIVATE);
+	int			delivered = 0;
+
+	for (int i = 0; i < 10; i++)
+	{
+		OutboxExchange *x = exchange_with(http, &endpoint);
+
+		delivered += x->outcome == OUTBOX_DELIVERED;
+		outbox_exchange_free(x);
+	}
+	ok(delivered == 10, "connections that the server closes are replaced");
+}
+
+int
+main(void)
+{
+	char	   *pem;
+	OutboxHttp *http;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	start_server(&tls_server, create_tls(&pem));
+	start_server(&plain_server, NULL);
+	http = create_http();
+
+	ok(outbox_http_timeout(http) == -1 && outbox_http_finished(http) == NULL && outbox_http_in_flight(http) == 0, "idle");
+	test_request(http);
+	for (int i = 0; i < N_CASES; i++)
+		test_script(http, i);
+	test_response_kept(http);
+	test_refused(http);
+	test_connection_gone(http);
+	test_public_policy(http);
+	test_tls(http, pem);
+	test_environment(http);
+	test_one_resolution(http);
+	test_unknown_name(http);
+	test_hanging_name(http);
+	outbox_http_free(http);
+	test_free();
+	free(pem);
+	return done_testing();
+}
