@@ -25,7 +25,6 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
-#include "utils/memutils.h"
 
 typedef struct Bell
 {
@@ -181,9 +180,9 @@ outbox_bell_find(Oid database)
 	return slot;
 }
 
-/* Removes the lanes of a database: those of one extension, or of all (InvalidOid). */
+/* Removes the lanes of a database, but those of this extension (InvalidOid: all). */
 static void
-forget_lanes(Oid database, Oid extension)
+forget_lanes(Oid database, Oid kept)
 {
 	HASH_SEQ_STATUS scan;
 	Lane	   *lane;
@@ -192,7 +191,7 @@ forget_lanes(Oid database, Oid extension)
 	hash_seq_init(&scan, lanes);
 	while ((lane = hash_seq_search(&scan)) != NULL)
 	{
-		if (lane->key.database == database && (!OidIsValid(extension) || lane->key.extension == extension))
+		if (lane->key.database == database && (!OidIsValid(kept) || lane->key.extension != kept))
 			(void) hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(&bell->lanes_lock);
@@ -217,11 +216,6 @@ reset_log(OutboxDatabase *slot)
 static void
 occupy_slot(OutboxDatabase *slot, Oid database, Oid extension)
 {
-	Oid			previous = slot->extension;
-
-	if (slot->database == database && OidIsValid(previous) && previous != extension)
-		forget_lanes(database, previous);
-
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
 	if (slot->database != database)
 	{
@@ -461,6 +455,9 @@ outbox_bell_attach(OutboxDatabase *database)
 
 	on_shmem_exit(detach, PointerGetDatum(database));
 	pg_atomic_write_u32(&database->worker, OutboxMyProcNumber());
+
+	/* lanes of an extension that is gone: not before, because its worker may still have been writing to them */
+	forget_lanes(database->database, database->extension);
 	return true;
 }
 
