@@ -98,9 +98,9 @@
 
 /* since 8.20 resolver threads belong to the multi handle, and so does leaving them behind */
 #if LIBCURL_VERSION_NUM >= 0x081400
-#define OUTBOX_MULTI_QUICK_EXIT(multi) ((void) curl_multi_setopt((multi), CURLMOPT_QUICK_EXIT, 1L))
+#define OutboxMultiQuickExit(multi) curl_multi_setopt((multi), CURLMOPT_QUICK_EXIT, 1L)
 #else
-#define OUTBOX_MULTI_QUICK_EXIT(multi) ((void) 0)
+#define OutboxMultiQuickExit(multi) ((void) (multi), CURLM_OK)
 #endif
 #endif							/* LIBCURL_VERSION_NUM */
 

@@ -521,7 +521,8 @@ create_multi(OutboxHttp *http)
 	SET_MULTI_OPTION(multi, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING, failed);
 	/* the default of four per handle would churn a small pool and let a large one grow */
 	SET_MULTI_OPTION(multi, CURLMOPT_MAXCONNECTS, (long) http->max_connections, failed);
-	OUTBOX_MULTI_QUICK_EXIT(multi);
+	if (failed == NULL && OutboxMultiQuickExit(multi) != CURLM_OK)
+		failed = "CURLMOPT_QUICK_EXIT";
 	if (failed != NULL)
 	{
 		curl_multi_cleanup(multi);
@@ -935,6 +936,22 @@ text_of_errno(long error)
 	}
 }
 
+/* OpenSSL knows better what is wrong with a chain; libcurl, whether it is for this host. */
+static const char *
+text_of_tls(CURLcode code, const Transfer *transfer)
+{
+	long		error = X509_V_OK;
+
+	if (code == CURLE_SSL_CACERT_BADFILE)
+		return "the CA bundle is not usable";
+	if (code != CURLE_PEER_FAILED_VERIFICATION)
+		return NULL;
+	curl_easy_getinfo(transfer->easy, CURLINFO_SSL_VERIFYRESULT, &error);
+	if (error == X509_V_OK || error == X509_V_ERR_UNSPECIFIED)
+		return "the certificate is not for this host";
+	return X509_verify_cert_error_string(error);
+}
+
 /* For people. */
 static const char *
 text_of_code(CURLcode code, const Transfer *transfer, OutboxOutcome outcome)
@@ -947,14 +964,10 @@ text_of_code(CURLcode code, const Transfer *transfer, OutboxOutcome outcome)
 	if (outcome == OUTBOX_CONNECT)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &error);
-		text = text_of_errno(error);
+		text = code == CURLE_GOT_NOTHING ? "connection closed without an answer" : text_of_errno(error);
 	}
 	else if (outcome == OUTBOX_TLS)
-	{
-		curl_easy_getinfo(transfer->easy, CURLINFO_SSL_VERIFYRESULT, &error);
-		if (error != X509_V_OK)
-			text = X509_verify_cert_error_string(error);
-	}
+		text = text_of_tls(code, transfer);
 	else if (outcome == OUTBOX_TIMEOUT)
 		text = transfer->asked ? "no complete answer in time" : "not connected in time";
 	else if (outcome == OUTBOX_PROTOCOL)

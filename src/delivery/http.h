@@ -41,14 +41,14 @@ typedef struct OutboxExchange
 {
 	/* set by the caller */
 	const OutboxEndpoint *endpoint;
-	OutboxRequestHeaders *headers;	/* freed by the caller after the end */
+	OutboxRequestHeaders *headers;	/* freed by the caller after the end; a line without value is edited in place */
 	const void *body;			/* stays valid until the end */
 	size_t		size;
 	void	   *owner;			/* the caller's */
 
 	/* set at the end */
 	OutboxOutcome outcome;
-	int			status;			/* 0: no answer */
+	int			status;			/* of a final answer whose header section was complete, and then it decides, whatever became of the body; 0: none */
 	int64_t		duration;		/* microseconds */
 	int64_t		retry_after;	/* microseconds, -1: none */
 	char		error[160];		/* for people: class and cause; never URL path, body or header values */
@@ -58,7 +58,7 @@ typedef struct OutboxExchange
 	void	   *transfer;		/* private to http.c */
 } OutboxExchange;
 
-/* NULL when out of memory or descriptors.  Call once per process, after fork. */
+/* NULL when out of memory or descriptors.  Call once per process, after fork.  Ignores SIGPIPE if nobody has decided about it. */
 extern OutboxHttp *outbox_http_create(const OutboxHttpOptions *options);
 extern void outbox_http_free(OutboxHttp *http); /* abandons what is in flight, at once */
 
@@ -71,7 +71,8 @@ extern long outbox_http_timeout(const OutboxHttp *http);
 
 /*
  * Starts a request.  Always ends in outbox_http_finished, also when it cannot be started.  May reject URL, scheme and port by policy at once (outcome
- * OUTBOX_BLOCKED or OUTBOX_BAD_REQUEST); addresses are judged after resolution, on connect and on reuse.
+ * OUTBOX_BLOCKED or OUTBOX_BAD_REQUEST); addresses are judged after resolution, on connect and on reuse.  Our own troubles (memory, descriptors, libcurl) may pass:
+ * they end as OUTBOX_CONNECT, never as OUTBOX_INTERNAL, which would be final.
  */
 extern void outbox_http_start(OutboxHttp *http, OutboxExchange *exchange);
 

@@ -47,7 +47,7 @@ typedef struct OutboxMessage
 
 /*
  * The header lines ("Name: value", NUL-terminated each, no CR LF) of one attempt, in one malloc'd block: lines[] points into it.
- * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are percent-encoded as the
+ * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are UTF-8, percent-encoded as the
  * CloudEvents HTTP binding §3.1.3.2 demands; the event's own headers go out verbatim and are checked again.
  * NULL and *error (a constant) if something may not be sent: a control character, a reserved name.
  */

@@ -37,7 +37,7 @@ typedef struct OutboxRetryPolicy
 	int64_t		max;			/* longest delay, and bound of Retry-After */
 	double		jitter;			/* 0 … 1: each delay is spread by ± this part */
 	int			max_attempts;
-	int64_t		give_up_after;	/* since the first attempt; 0: never */
+	int64_t		give_up_after;	/* since the first attempt; no attempt begins then or later; 0: never */
 	const int  *fatal_statuses;
 	int			n_fatal_statuses;
 } OutboxRetryPolicy;

@@ -106,58 +106,64 @@ typedef struct Case
 {
 	const char *what;
 	const char *answer;
+	size_t		size;
 	Then		then;
 	OutboxOutcome outcome;
 	int			status;
 	const char *response;		/* NULL: do not look */
+	size_t		response_size;
 	int64_t		retry_after;	/* seconds, -1: none */
 } Case;
 
+#define TEXT(literal) (literal), sizeof(literal) - 1
+#define NOTHING NULL, 0
 #define OK_HEADERS "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 #define PAD "xxxxxxxxxxxxxxxx"
 #define PAD_256 PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD
 
 static const Case cases[] = {
-	{"200 with a body", OK_HEADERS "Content-Length: 5\r\n\r\nhello", KEEP, OUTBOX_DELIVERED, 200, "hello", -1},
-	{"204", "HTTP/1.1 204 No Content\r\n\r\n", KEEP, OUTBOX_DELIVERED, 204, "", -1},
-	{"202 in chunks", "HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", KEEP, OUTBOX_DELIVERED, 202, "hello", -1},
-	{"200 until close", OK_HEADERS "\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
-	{"HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
-	{"100 before 200", "HTTP/1.1 100 Continue\r\n\r\n" OK_HEADERS "Content-Length: 0\r\n\r\n", KEEP, OUTBOX_DELIVERED, 200, "", -1},
-	{"302 is not followed", "HTTP/1.1 302 Found\r\nLocation: /0\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_3XX, 302, "", -1},
-	{"404", "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno", KEEP, OUTBOX_HTTP_4XX, 404, "no", -1},
-	{"401 is not answered", "HTTP/1.1 401 Who\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_4XX, 401, "", -1},
-	{"410", "HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_GONE, 410, "", -1},
-	{"500", "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 500, "", -1},
-	{"a status of no class", "HTTP/1.1 700 What\r\nContent-Length: 0\r\n\r\n", CLOSE, OUTBOX_PROTOCOL, 700, NULL, -1},
-	{"Retry-After in seconds", "HTTP/1.1 503 Later\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", 120},
-	{"Retry-After as a date gone by", "HTTP/1.1 503 Later\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
-	{"Retry-After twice: the first counts", "HTTP/1.1 429 Slow\r\nretry-after:  7 \r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_4XX, 429, "", 7},
-	{"Retry-After that is garbage", "HTTP/1.1 503 Later\r\nRetry-After: " PAD_256 "\r\nContent-Length: 0\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
-	{"Retry-After in a trailer is none", "HTTP/1.1 503 Later\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nRetry-After: 9\r\n\r\n", KEEP, OUTBOX_HTTP_5XX, 503, "", -1},
+	{"200 with a body", TEXT(OK_HEADERS "Content-Length: 5\r\n\r\nhello"), KEEP, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
+	{"NUL and broken UTF-8 in the body", TEXT(OK_HEADERS "Content-Length: 7\r\n\r\nhe\0lo\xc3\xff"), KEEP, OUTBOX_DELIVERED, 200, TEXT("he\0lo\xc3\xff"), -1},
+	{"NUL in a header field", TEXT(OK_HEADERS "X: a\0b\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"204", TEXT("HTTP/1.1 204 No Content\r\n\r\n"), KEEP, OUTBOX_DELIVERED, 204, TEXT(""), -1},
+	{"202 in chunks", TEXT("HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), KEEP, OUTBOX_DELIVERED, 202, TEXT("hello"), -1},
+	{"200 until close", TEXT(OK_HEADERS "\r\nhello"), CLOSE, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
+	{"HTTP/1.0", TEXT("HTTP/1.0 200 OK\r\n\r\nhello"), CLOSE, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
+	{"100 before 200", TEXT("HTTP/1.1 100 Continue\r\n\r\n" OK_HEADERS "Content-Length: 0\r\n\r\n"), KEEP, OUTBOX_DELIVERED, 200, TEXT(""), -1},
+	{"302 is not followed", TEXT("HTTP/1.1 302 Found\r\nLocation: /0\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_3XX, 302, TEXT(""), -1},
+	{"404", TEXT("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"), KEEP, OUTBOX_HTTP_4XX, 404, TEXT("no"), -1},
+	{"401 is not answered", TEXT("HTTP/1.1 401 Who\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_4XX, 401, TEXT(""), -1},
+	{"410", TEXT("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_GONE, 410, TEXT(""), -1},
+	{"500", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 500, TEXT(""), -1},
+	{"a status of no class", TEXT("HTTP/1.1 700 What\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 700, NOTHING, -1},
+	{"Retry-After in seconds", TEXT("HTTP/1.1 503 Later\r\nRetry-After: 120\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), 120},
+	{"Retry-After as a date gone by", TEXT("HTTP/1.1 503 Later\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
+	{"Retry-After twice: the first counts", TEXT("HTTP/1.1 429 Slow\r\nretry-after:  7 \r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_4XX, 429, TEXT(""), 7},
+	{"Retry-After that is garbage", TEXT("HTTP/1.1 503 Later\r\nRetry-After: " PAD_256 "\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
+	{"Retry-After in a trailer is none", TEXT("HTTP/1.1 503 Later\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nRetry-After: 9\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
 
-	{"closed without an answer", "", CLOSE, OUTBOX_CONNECT, 0, NULL, -1},
-	{"reset without an answer", "", RESET, OUTBOX_CONNECT, 0, NULL, -1},
-	{"reset within the header section", "HTTP/1.1 200 OK\r\nContent-", RESET, OUTBOX_CONNECT, 0, NULL, -1},
-	{"200, reset within the body: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", RESET, OUTBOX_DELIVERED, 200, NULL, -1},
-	{"200, body shorter than said: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, "hello", -1},
-	{"500, body shorter than said", "HTTP/1.1 500 Oh\r\nContent-Length: 500\r\n\r\nhello", CLOSE, OUTBOX_HTTP_5XX, 500, "hello", -1},
-	{"200, broken chunks: delivered", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\nhello", CLOSE, OUTBOX_DELIVERED, 200, NULL, -1},
+	{"closed without an answer", TEXT(""), CLOSE, OUTBOX_CONNECT, 0, NOTHING, -1},
+	{"reset without an answer", TEXT(""), RESET, OUTBOX_CONNECT, 0, NOTHING, -1},
+	{"reset within the header section", TEXT("HTTP/1.1 200 OK\r\nContent-"), RESET, OUTBOX_CONNECT, 0, NOTHING, -1},
+	{"200, reset within the body: delivered", TEXT(OK_HEADERS "Content-Length: 500\r\n\r\nhello"), RESET, OUTBOX_DELIVERED, 200, NOTHING, -1},
+	{"200, body shorter than said: delivered", TEXT(OK_HEADERS "Content-Length: 500\r\n\r\nhello"), CLOSE, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
+	{"500, body shorter than said", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 500\r\n\r\nhello"), CLOSE, OUTBOX_HTTP_5XX, 500, TEXT("hello"), -1},
+	{"200, broken chunks: delivered", TEXT("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\nhello"), CLOSE, OUTBOX_DELIVERED, 200, NOTHING, -1},
 
-	{"silence", "", HANG, OUTBOX_TIMEOUT, 0, NULL, -1},
-	{"silence within the header section", "HTTP/1.1 200 OK\r\n", HANG, OUTBOX_TIMEOUT, 0, NULL, -1},
-	{"200, silence within the body: delivered", OK_HEADERS "Content-Length: 500\r\n\r\nhello", HANG, OUTBOX_DELIVERED, 200, "hello", -1},
-	{"headers byte by byte", "HTTP/1.1 200 OK\r\nX: " PAD_256 "\r\n\r\n", DRIP, OUTBOX_TIMEOUT, 0, NULL, -1},
+	{"silence", TEXT(""), HANG, OUTBOX_TIMEOUT, 0, NOTHING, -1},
+	{"silence within the header section", TEXT("HTTP/1.1 200 OK\r\n"), HANG, OUTBOX_TIMEOUT, 0, NOTHING, -1},
+	{"200, silence within the body: delivered", TEXT(OK_HEADERS "Content-Length: 500\r\n\r\nhello"), HANG, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
+	{"headers byte by byte", TEXT("HTTP/1.1 200 OK\r\nX: " PAD_256 "\r\n\r\n"), DRIP, OUTBOX_TIMEOUT, 0, NOTHING, -1},
 
-	{"200, endless body: cut, delivered", OK_HEADERS "\r\n" PAD, ANSWER_ALL_DAY, OUTBOX_DELIVERED, 200, NULL, -1},
-	{"500, endless body: cut", "HTTP/1.1 500 Oh\r\n\r\n" PAD, ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, NULL, -1},
-	{"endless header fields", "HTTP/1.1 200 OK\r\nX-Some: 123456\r\n", ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"one endless header field", "HTTP/1.1 200 OK\r\nX: " PAD, ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"a flood of 100 Continue", "HTTP/1.1 100 C\r\n\r\nHTTP/1.1 100\r\n\r\n", ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"not HTTP at all", "SSH-2.0-OpenSSH_9.2\r\n", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"HTTP/0.9", "<html>hello</html>", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"header lines without colon", "HTTP/1.1 200 OK\r\nnonsense\r\n\r\n", CLOSE, OUTBOX_PROTOCOL, 0, NULL, -1},
-	{"101 is no answer", "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", CLOSE, OUTBOX_CONNECT, 0, NULL, -1},
+	{"200, endless body: cut, delivered", TEXT(OK_HEADERS "\r\n" PAD), ANSWER_ALL_DAY, OUTBOX_DELIVERED, 200, NOTHING, -1},
+	{"500, endless body: cut", TEXT("HTTP/1.1 500 Oh\r\n\r\n" PAD), ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"endless header fields", TEXT("HTTP/1.1 200 OK\r\nX-Some: 123456\r\n"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"one endless header field", TEXT("HTTP/1.1 200 OK\r\nX: " PAD), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a flood of 100 Continue", TEXT("HTTP/1.1 100 C\r\n\r\nHTTP/1.1 100\r\n\r\n"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"not HTTP at all", TEXT("SSH-2.0-OpenSSH_9.2\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"HTTP/0.9", TEXT("<html>hello</html>"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"header lines without colon", TEXT("HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"101 is no answer", TEXT("HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), CLOSE, OUTBOX_CONNECT, 0, NOTHING, -1},
 };
 
 #define N_CASES ((int) (sizeof(cases) / sizeof(cases[0])))
@@ -241,7 +247,7 @@ wait_for_close(Connection *c)
 static bool
 answer(Connection *c, const Case *script)
 {
-	size_t		size = strlen(script->answer);
+	size_t		size = script->size;
 
 	if (script->then == DRIP)
 	{
@@ -505,7 +511,7 @@ test_script(OutboxHttp *http, int i)
 		endpoint.timeout = SECOND / 5;
 	x = exchange_with(http, &endpoint);
 	good = x->outcome == c->outcome && x->status == c->status && x->retry_after == (c->retry_after < 0 ? -1 : c->retry_after * SECOND) &&
-		(c->response == NULL || (x->response_size == strlen(c->response) && memcmp(x->response ? (char *) x->response : "", c->response, x->response_size) == 0)) &&
+		(c->response == NULL || (x->response_size == c->response_size && memcmp(x->response ? (char *) x->response : "", c->response, c->response_size) == 0)) &&
 		x->response_size <= endpoint.response_kept && x->duration > 0 && x->duration < 5 * SECOND;
 	ok(good, "%s: %s %d %s", c->what, outbox_outcome_name(x->outcome), x->status, x->error);
 	if (mentions(x, "secret") || (x->outcome != OUTBOX_DELIVERED) != (x->error[0] != '\0'))
@@ -831,6 +837,35 @@ test_connection_gone(OutboxHttp *http)
 	ok(delivered == 10, "connections that the server closes are replaced");
 }
 
+/* The machinery fails under everybody: all end, and when it is whole again, so are we. */
+static void
+test_engine_failure(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+	int			fd = outbox_http_descriptor(http);
+	int			kept = dup(fd);
+	int			failed = 0;
+	OutboxExchange *x;
+
+	close(fd);					/* no epoll any more: libcurl's socket callback reports an error */
+	for (int i = 0; i < MANY; i++)
+		start(http, &endpoint);
+	for (int i = 0; i < MANY; i++)
+	{
+		x = await(http, now_us() + 20 * SECOND);
+		failed += x != NULL && x->outcome == OUTBOX_CONNECT;
+		if (i == 0 && x != NULL)
+			ok(mentions(x, "transfer engine failed"), "the engine fails: %s", x->error);
+		outbox_exchange_free(x);
+	}
+	ok(failed == MANY && outbox_http_in_flight(http) == 0, "everything in flight ends");
+	dup2(kept, fd);
+	close(kept);
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_DELIVERED, "and the next request is delivered %s", x->error);
+	outbox_exchange_free(x);
+}
+
 int
 main(void)
 {
@@ -855,6 +890,7 @@ main(void)
 	test_one_resolution(http);
 	test_unknown_name(http);
 	test_hanging_name(http);
+	test_engine_failure(http);
 	outbox_http_free(http);
 	test_free();
 	free(pem);
