@@ -53,15 +53,6 @@
 #define OutboxShmemInitHash(name, size, info, flags) ShmemInitHash((name), (size), (info), (flags))
 #endif
 
-/* ExecInsertIndexTuples learned about summarizing indexes in 16 */
-#if PG_VERSION_NUM < 160000
-#define OutboxInsertIndexTuples(result, slot, estate) \
-	ExecInsertIndexTuples((result), (slot), (estate), false, false, NULL, NIL)
-#else
-#define OutboxInsertIndexTuples(result, slot, estate) \
-	ExecInsertIndexTuples((result), (slot), (estate), false, false, NULL, NIL, false)
-#endif
-
 /* wait events can be named since 17 */
 #if PG_VERSION_NUM < 170000
 #define OutboxWaitEvent(name) PG_WAIT_EXTENSION

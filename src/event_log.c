@@ -142,8 +142,8 @@ outbox_catalog(void)
 	return &catalog;
 }
 
-static const OutboxCatalog *
-require_catalog(void)
+const OutboxCatalog *
+outbox_catalog_required(void)
 {
 	const OutboxCatalog *found = outbox_catalog();
 
@@ -177,7 +177,7 @@ open_current(OutboxDatabase *database)
 			continue;
 		}
 
-		segment = require_catalog()->segments[current];
+		segment = outbox_catalog_required()->segments[current];
 		if (!ConditionalLockRelationOid(segment, RowExclusiveLock))
 		{
 			if (pg_atomic_read_u32(&database->current) != current)
@@ -230,9 +230,9 @@ fill_slot(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id
 void
 outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 {
-	OutboxDatabase *database = outbox_bell_database(require_catalog()->extension);
+	OutboxDatabase *database = outbox_bell_database(outbox_catalog_required()->extension);
 	Relation	heap = open_current(database);
-	int64		epoch = require_catalog()->epoch;
+	int64		epoch = outbox_catalog_required()->epoch;
 	EState	   *estate = CreateExecutorState();
 	ResultRelInfo *target = makeNode(ResultRelInfo);
 	TupleTableSlot *slot = table_slot_create(heap, NULL);
@@ -272,6 +272,17 @@ outbox_segment_check(Relation heap)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has not the columns of an outbox segment", RelationGetRelationName(heap))));
+}
+
+/* The owner of the log, with whose rights it is maintained. */
+Oid
+outbox_segment_owner(Oid segment)
+{
+	Relation	heap = table_open(segment, AccessShareLock);
+	Oid			owner = heap->rd_rel->relowner;
+
+	table_close(heap, AccessShareLock);
+	return owner;
 }
 
 /*
@@ -318,15 +329,19 @@ outbox_segment_index(Relation heap, bool by_xid, bool wait)
 	return found;
 }
 
-/* The first or last id of a segment, whatever became of its row; false if there is none. */
+/* The first or last id of a segment, whatever became of its row; false if there is none, or if its index is locked and not to be waited for. */
 bool
-outbox_segment_edge(Relation heap, ScanDirection direction, pg_uuid_t *id)
+outbox_segment_edge(Relation heap, ScanDirection direction, bool wait, pg_uuid_t *id)
 {
-	Relation	index = outbox_segment_index(heap, false, true);
-	TupleTableSlot *slot = table_slot_create(heap, NULL);
-	IndexScanDesc scan = OutboxIndexBeginScan(heap, index, SnapshotAny, 0);
+	Relation	index = outbox_segment_index(heap, false, wait);
+	TupleTableSlot *slot;
+	IndexScanDesc scan;
 	bool		found;
 
+	if (index == NULL)
+		return false;
+	slot = table_slot_create(heap, NULL);
+	scan = OutboxIndexBeginScan(heap, index, SnapshotAny, 0);
 	scan->ignore_killed_tuples = false;
 	index_rescan(scan, NULL, 0, NULL, 0);
 	found = index_getnext_slot(scan, direction, slot);
@@ -385,7 +400,7 @@ close_segment(Segment *segment)
 OutboxLog *
 outbox_log_open(bool all, uint64 tick)
 {
-	const OutboxCatalog *found = require_catalog();
+	const OutboxCatalog *found = outbox_catalog_required();
 	OutboxDatabase *database = outbox_bell_database(found->extension);
 	OutboxLog  *log = palloc0(sizeof(OutboxLog));
 	Oid			wanted[OUTBOX_SEGMENTS];
@@ -828,7 +843,7 @@ find_in(Relation heap, Relation by_id, const pg_uuid_t *id, OutboxEvent *event)
 static bool
 find_kept(const pg_uuid_t *id, OutboxEvent *event)
 {
-	Relation	kept = table_open(get_relname_relid("kept_event", require_catalog()->schema), AccessShareLock);
+	Relation	kept = table_open(get_relname_relid("kept_event", outbox_catalog_required()->schema), AccessShareLock);
 	Relation	by_id = outbox_segment_index(kept, false, true);
 	bool		found = find_in(kept, by_id, id, event);
 

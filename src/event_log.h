@@ -2,7 +2,7 @@
  * The event log: a fixed ring of append-only tables ("segments").
  *
  * The only room that knows the tuple layout of outbox.event.  It appends, reads what one snapshot sees and
- * another did not, finds single events, rotates, seals and retires segments.  It holds no policy beyond
+ * another did not, and finds single events; ring.h rotates, seals and retires.  It holds no policy beyond
  * that: who may enqueue, and who is interested in which event, is decided elsewhere.
  */
 #ifndef OUTBOX_EVENT_LOG_H
@@ -69,7 +69,8 @@ typedef struct OutboxLog OutboxLog;
 
 /*
  * Opens the segments (all, or only those that tick `tick` must still read: not sealed, or sealed no earlier than it) in AccessShare mode,
- * without waiting: NULL if one is locked.  Closing releases the locks.
+ * without waiting: NULL if one is locked.  Closing releases the locks.  With `all` false, take the tick's snapshot first: a segment left out may be
+ * emptied and written anew at once.
  */
 extern PGDLLEXPORT OutboxLog *outbox_log_open(bool all, uint64 tick);
 extern PGDLLEXPORT void outbox_log_close(OutboxLog *log);
@@ -95,23 +96,7 @@ extern PGDLLEXPORT void outbox_log_end(OutboxScan *scan);
 /* One event by id, wherever it is (segments, then kept_event); false if it is gone.  Visible to the active snapshot only. */
 extern PGDLLEXPORT bool outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event);
 
-/* ---- the ring ---- */
-
-/* Establishes id clock and current segment after a server start.  Cheap when that was done. */
+/* Establishes id clock, tick counter and current segment after a server start (ring.c).  Cheap when that was done. */
 extern PGDLLEXPORT void outbox_log_floor(OutboxDatabase *database);
-
-/*
- * One round of maintenance of the ring, in the current transaction: rotate if due, seal what can be sealed, retire what is proven done.
- * Returns what it did, one palloc'd line each ("rotated", "sealed", "retired", "busy" …).  Raises in transaction blocks and above READ COMMITTED.
- */
-typedef struct OutboxMaintenance
-{
-	const char *action;			/* rotated | sealed | retired | kept | busy | full */
-	int			segment;
-	int64		count;			/* events kept, bytes freed … */
-	const char *detail;
-} OutboxMaintenance;
-
-extern PGDLLEXPORT List *outbox_log_maintain(void);
 
 #endif							/* OUTBOX_EVENT_LOG_H */

@@ -5,6 +5,7 @@
 #define OUTBOX_SEGMENT_H
 
 #include "access/sdir.h"
+#include "event_log.h"
 #include "utils/rel.h"
 #include "utils/uuid.h"
 
@@ -25,8 +26,12 @@ typedef enum EventColumn
 	EVENT_TRACEPARENT
 } EventColumn;
 
+/* The extension of this database; raises if there is none. */
+extern const OutboxCatalog *outbox_catalog_required(void);
+
+extern Oid	outbox_segment_owner(Oid segment);
 extern void outbox_segment_check(Relation heap);
 extern Relation outbox_segment_index(Relation heap, bool by_xid, bool wait);
-extern bool outbox_segment_edge(Relation heap, ScanDirection direction, pg_uuid_t *id);
+extern bool outbox_segment_edge(Relation heap, ScanDirection direction, bool wait, pg_uuid_t *id);
 
 #endif							/* OUTBOX_SEGMENT_H */

@@ -477,7 +477,7 @@ write_attempts(const OutboxCatalog *catalog)
 		table_multi_insert(relation, slots, n, GetCurrentCommandId(true), 0, bulk);
 		for (int i = 0; i < n && result->ri_NumIndices > 0; i++)
 		{
-			list_free(OutboxInsertIndexTuples(result, slots[i], estate));
+			list_free(OutboxExecInsertIndexTuples(result, slots[i], estate));
 			ResetPerTupleExprContext(estate);
 		}
 	}

@@ -1,0 +1,30 @@
+/*
+ * The ring: rotation, sealing and retirement of segments, and what else is cleared away in time.
+ */
+#ifndef OUTBOX_RING_H
+#define OUTBOX_RING_H
+
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+
+typedef struct OutboxMaintenance
+{
+	const char *action;			/* busy | rotated | full | sealed | kept | retired | deleted | emptied */
+	int			segment;		/* or part of the attempt log; -1: none */
+	int64		count;			/* kept, deleted: rows; rotated, retired, emptied: bytes of the old one */
+	const char *detail;			/* or NULL */
+} OutboxMaintenance;
+
+/*
+ * One round of maintenance, in the current transaction: rotates if due, seals what can be sealed, retires what is proven done, clears away what has
+ * expired.  Never waits for a lock.  Returns what it did, a list of palloc'd OutboxMaintenance.  Raises in transaction blocks and above READ COMMITTED.
+ */
+extern PGDLLEXPORT List *outbox_ring_maintain(void);
+
+/* Empties these tables, all or none; false, and nothing done, if one of them or of what belongs to them is locked. */
+extern PGDLLEXPORT bool outbox_ring_truncate(const Oid *tables, int n);
+
+/* The part of the attempt log (0 … 3) that attempts are written to at this time. */
+extern PGDLLEXPORT int outbox_ring_attempt_part(TimestampTz at);
+
+#endif							/* OUTBOX_RING_H */
