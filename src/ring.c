@@ -50,7 +50,7 @@
 /* Rows that one round deletes of a kind; the rest waits for the next rounds. */
 #define DELETE_AT_ONCE "1000"
 
-/* What is empty need not be waited for: true only while retirement itself truncates. */
+/* Tells the trigger on the segments that it is retirement that truncates. */
 static bool retiring = false;
 
 /* ---- the floor ---- */
@@ -550,9 +550,8 @@ int
 outbox_ring_attempt_part(TimestampTz at)
 {
 	int64		slice = Max(outbox_attempt_retention / 2, 1);
-	int64		part = at / USECS_PER_SEC / slice % ATTEMPT_PARTS;
 
-	return part < 0 ? part + ATTEMPT_PARTS : part;
+	return at / USECS_PER_SEC / slice % ATTEMPT_PARTS;
 }
 
 /*
@@ -626,7 +625,7 @@ refuse_unfit_transaction(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("outbox.maintain() needs isolation level READ COMMITTED"),
-				 errdetail("It must see what was committed while it waited for nothing.")));
+				 errdetail("What it proves must be true now, not when the transaction began.")));
 
 	/* A ShareLock does not conflict with the lock of an event enqueued by the same transaction: sealing would be wrong. */
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
