@@ -124,7 +124,7 @@ copy_sources() {
 	local to=$1
 	mkdir -p "$to"
 	rm -rf "$to/test" "$to/expected" "$to/sql"
-	tar -C "$root" -cf - --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude='*.bin' --exclude=./results --exclude=./output_iso \
+	tar -C "$root" -cf - --warning=no-file-changed --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude='*.bin' --exclude=./results --exclude=./output_iso \
 		--exclude=./tmp_check --exclude=./log --exclude='./regression.*' . | tar -C "$to" -xf - --no-same-owner
 }
 
