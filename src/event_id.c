@@ -81,6 +81,12 @@ outbox_event_id_clock(const pg_uuid_t *id)
 	return (upper >> 16) << FRACTION_BITS | (upper & (FRACTIONS - 1));
 }
 
+bool
+outbox_event_id_valid(const pg_uuid_t *id)
+{
+	return id->data[6] >> 4 == 7 && id->data[8] >> 6 == 2;
+}
+
 void
 outbox_event_id_lowest(uint64 clock, pg_uuid_t *id)
 {

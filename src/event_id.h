@@ -19,6 +19,9 @@ extern void outbox_event_id_next(pg_atomic_uint64 *clock, pg_uuid_t *id, Timesta
 /* The 60 clock bits of an id. */
 extern uint64 outbox_event_id_clock(const pg_uuid_t *id);
 
+/* Is it a UUID of version 7 at all?  The time in any other would be nonsense. */
+extern bool outbox_event_id_valid(const pg_uuid_t *id);
+
 /* The lowest id with these clock bits. */
 extern void outbox_event_id_lowest(uint64 clock, pg_uuid_t *id);
 

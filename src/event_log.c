@@ -26,6 +26,7 @@
 #include "event_id.h"
 #include "event_log.h"
 #include "executor/executor.h"
+#include "funcapi.h"
 #include "lib/binaryheap.h"
 #include "miscadmin.h"
 #include "segment.h"
@@ -769,28 +770,40 @@ read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
 	CurrentResourceOwner = owner;
 }
 
-bool
-outbox_log_next(OutboxScan *scan, OutboxEvent *event)
+/* The stream with the lowest id; NULL at the end. */
+static Stream *
+first_stream(OutboxScan *scan)
 {
-	Stream	   *stream;
-	MemoryContext caller;
+	return binaryheap_empty(scan->heap) ? NULL : (Stream *) DatumGetPointer(binaryheap_first(scan->heap));
+}
 
-	if (binaryheap_empty(scan->heap))
-		return false;
+/* Goes on from the first stream's row. */
+static void
+step(OutboxScan *scan)
+{
+	MemoryContext caller = MemoryContextSwitchTo(scan->context);
+	Stream	   *stream = first_stream(scan);
 
-	stream = (Stream *) DatumGetPointer(binaryheap_first(scan->heap));
-	read_fixed(stream->slot, event);
-	if (scan->careful)
-		read_rest_carefully(stream->slot, event);
-	else
-		read_rest(stream->slot, event);
-
-	caller = MemoryContextSwitchTo(scan->context);
 	if (advance(scan, stream))
 		binaryheap_replace_first(scan->heap, PointerGetDatum(stream));
 	else
 		binaryheap_remove_first(scan->heap);
 	MemoryContextSwitchTo(caller);
+}
+
+bool
+outbox_log_next(OutboxScan *scan, OutboxEvent *event)
+{
+	Stream	   *stream = first_stream(scan);
+
+	if (stream == NULL)
+		return false;
+	read_fixed(stream->slot, event);
+	if (scan->careful)
+		read_rest_carefully(stream->slot, event);
+	else
+		read_rest(stream->slot, event);
+	step(scan);
 	return true;
 }
 
@@ -859,4 +872,45 @@ outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event)
 		if (find_in(log->segments[i].heap, log->segments[i].by_id, id, event))
 			return true;
 	return find_kept(id, event);
+}
+
+/* ---- SQL ---- */
+
+/*
+ * _events_since(snapshot pg_snapshot, next xid8, clock bigint, after uuid, at_most bigint) → setof uuid: the events of this epoch, above `after`, that this
+ * position (see outbox._position_now()) does not see; in id order.  snapshot, after, at_most null: no bound.
+ */
+PG_FUNCTION_INFO_V1(outbox_events_since);
+Datum
+outbox_events_since(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	const OutboxSnapshot *base = NULL;
+	const pg_uuid_t *after = PG_ARGISNULL(3) ? NULL : PG_GETARG_UUID_P(3);
+	int64		left = PG_ARGISNULL(4) ? PG_INT64_MAX : PG_GETARG_INT64(4);
+	OutboxLog  *log;
+	OutboxScan *scan;
+
+	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) && !PG_ARGISNULL(2))
+		base = outbox_snapshot_from_datum(PG_GETARG_DATUM(0), U64FromFullTransactionId(PG_GETARG_FULLTRANSACTIONID(1)), PG_GETARG_INT64(2));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+
+	log = outbox_log_open(true, 0);
+	if (log == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the event log is locked"),
+				 errhint("Try again.")));
+	scan = outbox_log_scan(log, outbox_catalog_required()->epoch, base, NULL, after, false);
+	for (; left > 0 && first_stream(scan) != NULL; left--)
+	{
+		Datum		value = UUIDPGetDatum(&first_stream(scan)->id);
+		bool		isnull = false;
+
+		tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
+		step(scan);
+	}
+	outbox_log_end(scan);
+	outbox_log_close(log);
+	return (Datum) 0;
 }

@@ -294,9 +294,10 @@ outbox_ring_truncate(const Oid *tables, int n)
 	for (int i = 0; i < n; i++)
 	{
 		Relation	relation = table_open(tables[i], NoLock);
+		const char *name = quoted_name(relation);
 
-		truncate_table(quoted_name(relation));
 		table_close(relation, NoLock);
+		truncate_table(name);
 	}
 	SPI_finish();
 	return true;
@@ -388,6 +389,20 @@ is_sealed(OutboxDatabase *database, int segment, uint64 *seal_tick)
 	return sealed;
 }
 
+/* Has it a writer?  Asked of a segment that is not current, so the answer stays no.  Says also whether it is empty. */
+static bool
+has_writer(Oid segment, bool *empty)
+{
+	Relation	heap;
+
+	if (!ConditionalLockRelationOid(segment, ShareLock))
+		return true;
+	heap = table_open(segment, NoLock);
+	*empty = RelationGetNumberOfBlocks(heap) == 0;
+	table_close(heap, ShareLock);
+	return false;
+}
+
 /*
  * Seals all that have no writer, empty ones too: a tick need not open them.  The counter is read after the lock was granted, so the tick after it sees
  * all that was ever written.
@@ -400,20 +415,22 @@ seal(Round *round)
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
-		Oid			segment = round->catalog.segments[i];
 		uint64		seal_tick;
+		bool		empty;
 
-		if (i == current || is_sealed(database, i, &seal_tick) || !ConditionalLockRelationOid(segment, ShareLock))
+		if (i == current || is_sealed(database, i, &seal_tick) || has_writer(round->catalog.segments[i], &empty))
 			continue;
-		UnlockRelationOid(segment, ShareLock);
 
 		seal_tick = pg_atomic_read_u64(&database->tick) + 1;
 		LWLockAcquire(&database->lock, LW_EXCLUSIVE);
 		database->segments[i].sealed = true;
 		database->segments[i].seal_tick = seal_tick;
 		LWLockRelease(&database->lock);
-		report(round, "sealed", i, 0, NULL);
-		outbox_bell_note(database, OUTBOX_RING_EVENTS);
+		if (!empty)
+		{
+			report(round, "sealed", i, 0, NULL);
+			outbox_bell_note(database, OUTBOX_RING_EVENTS);
+		}
 	}
 }
 
@@ -787,6 +804,8 @@ is_restored(TriggerData *trigger)
 	for (EventColumn column = EVENT_ID; column <= EVENT_TYPE; column++)
 		if (heap_attisnull(tuple, column, descriptor))
 			return false;
+	if (!outbox_event_id_valid(DatumGetUUIDP(heap_getattr(tuple, EVENT_ID, descriptor, &isnull))))
+		return false;
 
 	if (DatumGetInt64(heap_getattr(tuple, EVENT_EPOCH, descriptor, &isnull)) != catalog->epoch)
 		return true;

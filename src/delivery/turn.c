@@ -934,12 +934,16 @@ maintain_step(TimestampTz now)
 	maintained_at = now;
 	if (outbox_auto_maintain && begin("maintaining the event log"))
 	{
+		PushActiveSnapshot(GetTransactionSnapshot());
 		(void) outbox_ring_maintain();
+		PopActiveSnapshot();
 		commit();
 	}
 	if (outbox_ledger_has_old() && begin("emptying old cursors"))
 	{
+		PushActiveSnapshot(GetTransactionSnapshot());
 		outbox_ledger_empty_old(outbox_catalog());
+		PopActiveSnapshot();
 		commit();
 	}
 	if (seal_waits())
