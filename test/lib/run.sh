@@ -85,17 +85,18 @@ run_tap() {
 	regress=$pgxs/src/test/regress/pg_regress
 	rm -rf "$scratch/tap/$name"
 	mkdir -p "$scratch/tap/$name"
-	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$pgxs \
+	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$scratch \
 		PGPORT= PGHOST= PGUSER= PGDATABASE= prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
 	status=$?
 	count_tap "$log" $status
 	if [ "$bad" != 0 ]; then
-		grep -vE '^(ok|# (Running|Postmaster|Checking|Data directory|Backup directory|Archive directory|Connection string|Log file))' "$log" | tail -n 80
+		grep -vE '^(ok|# (Running|Postmaster|Checking|Data directory|Backup directory|Archive directory|Connection string|Log file))' "$log" | tail -n 80 | cut -c 1-400
 		[ -n "${OUTBOX_KEEP_LOGS-}" ] && cp -r "$scratch/tap/$name/tmp_check/log" "$OUTBOX_KEEP_LOGS/$name" 2>/dev/null
+		grep -q '^1\.\.[0-9]' "$log" || tail -n 20 "$scratch/tap/$name/tmp_check/log/regress_log_$name" | cut -c 1-400
 		for log in "$scratch/tap/$name/tmp_check/log"/*.log; do
 			[ -f "$log" ] && grep -qE 'PANIC|TRAP|terminated by signal (6|11)|FATAL|ERROR' "$log" && {
 				echo "--- $(basename "$log"), what looks like trouble:"
-				grep -E 'PANIC|TRAP|terminated by signal|FATAL|ERROR' "$log" | sort | uniq -c | sort -rn | head -n 12
+				grep -E 'PANIC|TRAP|terminated by signal|FATAL|ERROR' "$log" | cut -c 1-300 | sort | uniq -c | sort -rn | head -n 12
 			}
 		done
 	fi

@@ -103,7 +103,7 @@ sub _read
 }
 
 # A line of the log. There may be very many, all of one shape: this is twenty times as fast as JSON::PP.
-my $string = qr/"((?:[^"\\]|\\.)*+)"/;
+my $string = qr/"([^"\\]*+(?:\\.[^"\\]*+)*+)"/;
 
 sub entry
 {
@@ -111,7 +111,7 @@ sub entry
 	my (%entry, %headers);
 	for ($line)
 	{
-		/\G\{/gc or die "not a log line: $line";
+		/\G\{/gc or die "not a log line: " . substr $line, 0, 300;
 		my $fields = \%entry;
 		while (/\G$string:/gc)
 		{
@@ -120,11 +120,11 @@ sub entry
 			elsif (/\G([0-9.]+)/gc) { $fields->{$name} = 0 + $1 }
 			elsif (/\Gnull/gc) { $fields->{$name} = undef }
 			elsif (/\G\{/gc) { $fields->{$name} = \%headers; $fields = \%headers }
-			else { die "not a log line: $line" }
+			else { die "not a log line: " . substr $line, 0, 300 }
 			$fields = \%entry if /\G\}(?=,)/gc;
 			/\G,/gc;
 		}
-		/\G\}\n\z/gc or die "not a log line: $line";
+		/\G\}\n\z/gc or die "not a log line: " . substr $line, 0, 300;
 	}
 	return \%entry;
 }
