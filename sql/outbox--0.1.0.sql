@@ -63,10 +63,6 @@ BEGIN
 END
 $make_segments$;
 
--- Events that a delivery still points to after their segment was emptied. No tick reads it, and it is no child of event.
-CREATE TABLE outbox.kept_event (LIKE outbox.event, PRIMARY KEY (id));
-SELECT pg_catalog.pg_extension_config_dump('outbox.kept_event', '');
-
 COMMENT ON TABLE outbox.event IS 'The event log: every event recorded and not yet retired. Insert-only; written by enqueue() alone. Its rows are in the segments event_0 … event_15.';
 COMMENT ON COLUMN outbox.event.id IS 'UUID version 7, strictly increasing within the database; also webhook-id and ce-id';
 COMMENT ON COLUMN outbox.event.xid IS 'The transaction that recorded it (top level)';
@@ -80,7 +76,6 @@ COMMENT ON COLUMN outbox.event.body IS 'The body, if it is not (enqueue_raw)';
 COMMENT ON COLUMN outbox.event.content_type IS 'Of body';
 COMMENT ON COLUMN outbox.event.headers IS 'HTTP fields to send with it: an object of strings';
 COMMENT ON COLUMN outbox.event.traceparent IS 'W3C trace context of the producer';
-COMMENT ON TABLE outbox.kept_event IS 'Events that a row of delivery still points to, after their segment was emptied; columns as in event';
 DO $describe_segments$
 BEGIN
     FOR segment IN 0 .. 15 LOOP
@@ -88,6 +83,11 @@ BEGIN
     END LOOP;
 END
 $describe_segments$;
+
+-- Events that a delivery still points to after their segment was emptied. No tick reads it, and it is no child of event.
+CREATE TABLE outbox.kept_event (LIKE outbox.event INCLUDING COMMENTS, PRIMARY KEY (id));
+SELECT pg_catalog.pg_extension_config_dump('outbox.kept_event', '');
+COMMENT ON TABLE outbox.kept_event IS 'Events that a row of delivery still points to, after their segment was emptied';
 
 -- ===== subscriptions =====================================================================================================
 
@@ -833,8 +833,8 @@ url: of the webhook receiver, at most 2048 bytes. Without one: not built yet (0A
 types: patterns; * is one dot-separated word, ** any number of words ({**}). tenant: only events of this tenant.
 ordering: key (events with the same key one after the other) or none (key). on_dead: skip, or block what follows a dead letter of the same key (skip).
 starting: now, earliest, or a timestamp (now: this transaction''s own events and all that commit later).
-max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 s). connect_timeout: at most timeout (5 s).
-retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h). retry_jitter: 0 to 1 (0.2).
+max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 s). connect_timeout: at most timeout (5 s, or timeout).
+retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h, or retry_base). retry_jitter: 0 to 1 (0.2).
 max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
 max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
 network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
@@ -1222,7 +1222,7 @@ SET search_path = pg_catalog, pg_temp AS $$
                 WHEN skipped.backlog              THEN 'discarded'
                 ELSE 'pending' END,
            COALESCE(d.attempts, newest.attempt, 0),
-           COALESCE(d.last_status_code, newest.status_code),
+           CASE WHEN d.event_id IS NULL THEN newest.status_code ELSE d.last_status_code END,
            CASE WHEN d.event_id IS NULL THEN newest.error ELSE d.last_error END,
            d.next_attempt_at,
            CASE WHEN d.event_id IS NULL THEN success.ended_at END
@@ -1265,7 +1265,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     ),
     line (at, rank, what, subscription, detail) AS (
         SELECT e.created_at, 1, 'enqueued', NULL,
-               format('type %s', e.type) || COALESCE(format(', key %s', e.key), '') || COALESCE(format(', tenant %s', e.tenant), '')
+               format('type %s', e.type) || COALESCE(', key ' || e.key, '') || COALESCE(', tenant ' || e.tenant, '')
                || format(', %s bytes, transaction %s', COALESCE(octet_length(e.body), octet_length(e.payload::text)), e.xid)
           FROM event AS e
         UNION ALL
@@ -1277,8 +1277,8 @@ SET search_path = pg_catalog, pg_temp AS $$
           FROM event AS e, routing AS r WHERE r.elsewhere GROUP BY e.created_at, e.type
         UNION ALL
         SELECT a.at, 5, 'attempt', a.subscription,
-               format('attempt %s: %s', a.attempt, outbox._outcome_name(a.outcome)) || COALESCE(format(', status %s', a.status_code), '')
-               || format(', %s ms', round(a.duration / 1000.0, 1)) || COALESCE(format(' (%s)', a.error), '')
+               format('attempt %s: %s', a.attempt, outbox._outcome_name(a.outcome)) || COALESCE(', status ' || a.status_code, '')
+               || format(', %s ms', round(a.duration / 1000.0, 1)) || COALESCE(' (' || a.error || ')', '')
           FROM attempt AS a
         UNION ALL
         SELECT a.ended_at, 6, 'delivered', a.subscription, CASE WHEN a.attempt > 1 THEN format('after %s attempts', a.attempt) END
@@ -1305,7 +1305,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         SELECT now(), 8, y.status, y.subscription,
                CASE WHEN y.status = 'delivered' THEN 'the attempt is no longer logged'
                     WHEN y.status = 'discarded' THEN 'with the backlog of a restored dump'
-                    WHEN s.state <> 'active'    THEN format('the subscription is %s', s.state) || COALESCE(format(': %s', s.reason), '')
+                    WHEN s.state <> 'active'    THEN format('the subscription is %s', s.state) || COALESCE(': ' || s.reason, '')
                     ELSE 'its turn has not come, or the answer has not been recorded' END
           FROM outbox.event_status(trace.id) AS y JOIN outbox.subscription AS s ON s.name = y.subscription
          WHERE y.status <> 'unmatched'
@@ -1416,14 +1416,15 @@ COMMENT ON COLUMN outbox.attempt.duration IS 'From the beginning to the end of t
 COMMENT ON COLUMN outbox.attempt.error IS 'What went wrong; never more of the URL than scheme and host';
 COMMENT ON COLUMN outbox.attempt.response IS 'The first bytes of the answer''s body (option response_kept); bytes beyond ASCII as \ooo';
 
--- How far each subscription is behind. The running worker knows; without one it follows from the committed cursors, where counting stops at 100,000.
+-- How far each subscription is behind. The running worker knows. Without one it follows from the committed cursors; counting stops at 100,000 events, sooner when there
+-- are many subscriptions.
 
-CREATE FUNCTION outbox._events_after(place pg_snapshot, next xid8, clock bigint, OUT events bigint, OUT oldest_at timestamptz) LANGUAGE sql STABLE
+CREATE FUNCTION outbox._events_after(place pg_snapshot, next xid8, clock bigint, at_most bigint, OUT events bigint, OUT oldest_at timestamptz) LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     -- what a snapshot does not see: transactions from its xmax on, and those that were in progress
-    SELECT (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid >= pg_snapshot_xmax(place) LIMIT 100000) AS x)
-         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND place IS NULL AND e.id >= outbox._lowest_id(COALESCE(clock, 0)) LIMIT 100000) AS x)
-         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) LIMIT 100000) AS x),
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid >= pg_snapshot_xmax(place) LIMIT at_most) AS x)
+         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND place IS NULL AND e.id >= outbox._lowest_id(COALESCE(clock, 0)) LIMIT at_most) AS x)
+         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) LIMIT at_most) AS x),
            -- of those, only transactions below `next` can have ids below `clock`
            outbox._event_time(LEAST(
                (SELECT e.id FROM outbox.event AS e
@@ -1433,7 +1434,7 @@ SET search_path = pg_catalog, pg_temp AS $$
                (SELECT e.id FROM outbox.event AS e
                  WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1)))
 $$;
-COMMENT ON FUNCTION outbox._events_after(pg_snapshot, xid8, bigint) IS 'How many events a place does not see yet (about; counting stops at 100,000), and the time of the oldest';
+COMMENT ON FUNCTION outbox._events_after(pg_snapshot, xid8, bigint, bigint) IS 'How many events a place does not see yet (about; counting stops at at_most), and the time of the oldest';
 
 CREATE FUNCTION outbox._lag(OUT subscription_id integer, OUT lag_events bigint, OUT oldest_at timestamptz, OUT pinned_bytes bigint)
 RETURNS SETOF record LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -1444,9 +1445,10 @@ SET search_path = pg_catalog, pg_temp AS $$
     -- without a worker: what is behind each place, once per place
     tick AS MATERIALIZED (SELECT t.* FROM outbox.tick AS t
                            WHERE t.epoch = outbox.epoch() AND t.tick IN (SELECT c.tick FROM cursor AS c WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = c.subscription_id))),
-    after_tick AS MATERIALIZED (SELECT t.tick, t."offset", x.events, x.oldest_at FROM tick AS t CROSS JOIN LATERAL outbox._events_after(t.snapshot, t.next, t.clock) AS x),
+    after_tick AS MATERIALIZED (SELECT t.tick, t."offset", x.events, x.oldest_at FROM tick AS t CROSS JOIN LATERAL outbox._events_after(t.snapshot, t.next, t.clock, 100000) AS x),
     exception AS MATERIALIZED (SELECT d.subscription_id, min(d.event_id::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
                                 WHERE d.status NOT IN ('dead', 'discarded') GROUP BY d.subscription_id),
+    bound AS MATERIALIZED (SELECT GREATEST(LEAST(1000000 / GREATEST(count(*), 1), 100000), 100) AS at_most FROM outbox.subscription AS s),
     segment AS MATERIALIZED (SELECT g.* FROM outbox._segments() AS g WHERE g.last_id IS NOT NULL AND NOT g.is_current)
     SELECT s.id,
            CASE WHEN l.subscription_id IS NOT NULL
@@ -1457,6 +1459,7 @@ SET search_path = pg_catalog, pg_temp AS $$
              WHERE NOT COALESCE(g.sealed AND (c.base >= g.seal_tick OR (c.tick >= g.seal_tick AND c.after >= g.last_id)), false))
       FROM outbox.subscription AS s
       JOIN cursor AS c ON c.subscription_id = s.id
+     CROSS JOIN bound
       LEFT JOIN lane AS l ON l.subscription_id = s.id
       LEFT JOIN exception AS x ON x.subscription_id = s.id
       LEFT JOIN LATERAL (SELECT GREATEST(a."offset" - c."offset", 0) + a.events AS events,
@@ -1465,7 +1468,7 @@ SET search_path = pg_catalog, pg_temp AS $$
                          UNION ALL
                          SELECT a.events, a.oldest_at
                            FROM outbox._events_after(CASE WHEN s.start_epoch = outbox.epoch() THEN s.start_snapshot END, s.start_next,
-                                                     COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after)))) AS a
+                                                     COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after))), bound.at_most) AS a
                           WHERE c.tick IS NULL) AS stopped ON l.subscription_id IS NULL
 $$;
 COMMENT ON FUNCTION outbox._lag() IS 'How far each subscription is behind: events not done, the time of the oldest, and the bytes of full segments that wait for it';
@@ -1565,8 +1568,10 @@ BEGIN
         IF NOT worker.preloaded THEN
             blind := 'outbox is not in shared_preload_libraries';
         END IF;
-    EXCEPTION WHEN OTHERS THEN
+    EXCEPTION WHEN OTHERS THEN   -- without preload no C function can be called at all
         blind := SQLERRM;
+        SELECT NULL::text AS library_version, NULL::integer AS launcher_pid, NULL::integer AS worker_pid, NULL::text AS trouble, NULL::timestamptz AS started_at,
+               NULL::timestamptz AS tick_at, NULL::timestamptz AS maintained_at, NULL::text AS error INTO worker;
     END;
 
     SELECT x.extversion INTO version FROM pg_extension AS x WHERE x.extname = 'outbox';
@@ -1576,6 +1581,7 @@ BEGIN
     wanted := armed AND enabled;
 
     FOR seen IN
+        WITH lag AS MATERIALIZED (SELECT s.name, s.state, l.oldest_at, l.pinned_bytes FROM outbox._lag() AS l JOIN outbox.subscription AS s ON s.id = l.subscription_id)
         SELECT m.*, t.warning, t.critical
           FROM (
             SELECT 1 AS rank, 'preload' AS check_name, NULL::text AS subject, (blind IS NOT NULL)::integer::numeric AS value, COALESCE(blind, 'outbox is preloaded') AS detail,
@@ -1613,10 +1619,9 @@ BEGIN
              WHERE blind IS NULL AND wanted AND worker.worker_pid <> 0
             UNION ALL
             SELECT * FROM (
-                SELECT 7, 'oldest_undelivered', s.name, COALESCE(GREATEST(round(EXTRACT(epoch FROM clock_timestamp() - l.oldest_at), 1), 0), 0), 'seconds since the oldest event that it has not done was recorded',
+                SELECT 7, 'oldest_undelivered', l.name, COALESCE(GREATEST(round(EXTRACT(epoch FROM clock_timestamp() - l.oldest_at), 1), 0), 0), 'seconds since the oldest event that it has not done was recorded',
                        'Look at the subscription in outbox.subscription_status.'
-                  FROM outbox._lag() AS l JOIN outbox.subscription AS s ON s.id = l.subscription_id
-                 WHERE s.state = 'active' AND blind IS NULL
+                  FROM lag AS l WHERE blind IS NULL AND l.state = 'active'
                  ORDER BY 4 DESC, 3 LIMIT 1) AS slowest
             UNION ALL
             SELECT 8, 'log_size', NULL, sum(g.bytes), format('%s of 16 segments are in use', count(*) FILTER (WHERE g.last_id IS NOT NULL)),
@@ -1624,10 +1629,9 @@ BEGIN
               FROM outbox._segments() AS g WHERE blind IS NULL HAVING blind IS NULL
             UNION ALL
             SELECT * FROM (
-                SELECT 9, 'log_pinned', s.name, l.pinned_bytes::numeric, 'bytes of full segments that wait for this subscription',
+                SELECT 9, 'log_pinned', l.name, l.pinned_bytes::numeric, 'bytes of full segments that wait for this subscription',
                        'Repair its receiver, or unsubscribe it.'
-                  FROM outbox._lag() AS l JOIN outbox.subscription AS s ON s.id = l.subscription_id
-                 WHERE blind IS NULL
+                  FROM lag AS l WHERE blind IS NULL
                  ORDER BY 4 DESC, 3 LIMIT 1) AS heaviest
             UNION ALL
             SELECT 10, 'oldest_prepared_xact', (SELECT p.gid FROM pg_prepared_xacts AS p WHERE p.database = current_database() ORDER BY p.prepared LIMIT 1),

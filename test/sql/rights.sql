@@ -1,0 +1,124 @@
+-- Rights: nothing to PUBLIC; what each kind of role may and may not.
+\set ON_ERROR_STOP on
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS outbox;
+\pset format unaligned
+\pset tuples_only on
+
+CREATE FUNCTION public.refusal(command text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    state text; message text;
+BEGIN
+    EXECUTE command;
+    RETURN 'accepted';
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    RETURN concat_ws(' | ', state, message);
+END
+$$;
+
+\echo -- PUBLIC has nothing
+SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace AND has_function_privilege('public', p.oid, 'EXECUTE');
+SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND has_any_column_privilege('public', c.oid, 'SELECT, INSERT, UPDATE');
+SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND CASE c.relkind WHEN 'S' THEN has_sequence_privilege('public', c.oid, 'SELECT, USAGE, UPDATE') END;
+SELECT has_schema_privilege('public', 'outbox', 'USAGE'), has_schema_privilege('public', 'outbox', 'CREATE');
+
+\echo -- every function of the owner has its search path; nothing is overloaded; everything is described
+SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosecdef AND NOT COALESCE(p.proconfig @> '{"search_path=pg_catalog, pg_temp"}', false);
+SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace GROUP BY p.proname HAVING count(*) > 1;
+SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace AND obj_description(p.oid, 'pg_proc') IS NULL;
+SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND obj_description(c.oid, 'pg_class') IS NULL;
+SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND a.attislocal AND col_description(c.oid, a.attnum) IS NULL;
+
+\echo -- every table that holds data is dumped, and every identity with it; a fresh installation has no row in them
+SELECT c.oid::regclass FROM pg_class c, pg_extension x
+ WHERE x.extname = 'outbox' AND c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'S') AND c.oid <> ALL (x.extconfig)
+ ORDER BY c.relname;
+
+CREATE ROLE regress_outbox_publisher;
+CREATE ROLE regress_outbox_consumer;
+CREATE ROLE regress_outbox_manager;
+CREATE ROLE regress_outbox_operator;
+CREATE ROLE regress_outbox_nobody;
+GRANT EXECUTE ON FUNCTION public.refusal(text) TO PUBLIC;
+SELECT outbox.grant_role('regress_outbox_publisher', 'publisher'), outbox.grant_role('regress_outbox_consumer', 'consumer'),
+       outbox.grant_role('regress_outbox_manager', 'manager'), outbox.grant_role('regress_outbox_operator', 'operator');
+
+\echo -- who may what
+\pset format aligned
+\pset tuples_only off
+SELECT p.proname AS function,
+       has_function_privilege('regress_outbox_publisher', p.oid, 'EXECUTE') AS publisher, has_function_privilege('regress_outbox_consumer', p.oid, 'EXECUTE') AS consumer,
+       has_function_privilege('regress_outbox_manager', p.oid, 'EXECUTE') AS manager, has_function_privilege('regress_outbox_operator', p.oid, 'EXECUTE') AS operator
+  FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace AND p.proacl::text LIKE '%regress_outbox%' ORDER BY p.proname COLLATE "C";
+SELECT c.relname AS relation, p.privilege,
+       has_any_column_privilege('regress_outbox_publisher', c.oid, p.privilege) AS publisher, has_any_column_privilege('regress_outbox_consumer', c.oid, p.privilege) AS consumer,
+       has_any_column_privilege('regress_outbox_manager', c.oid, p.privilege) AS manager, has_any_column_privilege('regress_outbox_operator', c.oid, p.privilege) AS operator
+  FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p (privilege)
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v')
+   AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname LIKE 'regress\_outbox\_%' AND has_any_column_privilege(r.oid, c.oid, p.privilege))
+ ORDER BY c.relname COLLATE "C", p.privilege;
+\pset format unaligned
+\pset tuples_only on
+
+\echo -- a publisher records events, and sees nothing
+SET ROLE regress_outbox_publisher;
+SELECT outbox.enqueue('order.paid', '{"n": 1}') IS NOT NULL;
+INSERT INTO outbox.new_event (type, payload) VALUES ('order.paid', '{"n": 2}') RETURNING id IS NOT NULL;
+SELECT command, refusal(command) FROM unnest(ARRAY[
+    'SELECT FROM outbox.event', 'SELECT FROM outbox.event_0', 'INSERT INTO outbox.event (type) VALUES (''x'')', 'DELETE FROM outbox.event', 'SELECT payload FROM outbox.new_event',
+    'SELECT FROM outbox.subscription', 'SELECT FROM outbox.secret', 'SELECT FROM outbox.subscription_status', 'SELECT FROM outbox.event_status(NULL)',
+    'SELECT outbox.subscribe(''x'', ''https://example.com/'')', 'SELECT outbox.start()', 'SELECT outbox.grant_role(''regress_outbox_publisher'', ''operator'')',
+    'CREATE TABLE outbox.t ()']) AS command;
+RESET ROLE;
+
+\echo -- a manager manages public subscriptions
+SET ROLE regress_outbox_manager;
+SELECT outbox.subscribe('public', 'https://example.com/secret-path') IS NOT NULL;
+SELECT command, refusal(command) FROM unnest(ARRAY[
+    'SELECT outbox.subscribe(''private'', ''http://localhost/'', network => ''private'')', 'SELECT outbox.alter_subscription(''public'', network => ''private'')',
+    'SELECT outbox.alter_subscription(''public'', timeout => ''1 min'')', 'SELECT outbox.pause(''public'')', 'SELECT outbox.resume(''public'')', 'SELECT outbox.ping(''public'')',
+    'SELECT FROM outbox.secret', 'SELECT FROM outbox.subscription', 'SELECT FROM outbox.event', 'SELECT outbox.redrive(''public'')', 'SELECT outbox.start()', 'SELECT outbox.enqueue(''a'', ''{}'')',
+    'SELECT outbox._secret_text(''x'')', 'SELECT outbox.grant_role(''regress_outbox_manager'', ''operator'')']) AS command;
+SELECT name, url FROM outbox.subscription_status;
+RESET ROLE;
+
+\echo -- only operators touch those on the private network
+SET ROLE regress_outbox_operator;
+SELECT outbox.subscribe('private', 'http://localhost/', network => 'private') IS NOT NULL;
+SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.secret', 'SELECT FROM outbox.subscription', 'SELECT FROM outbox.event', 'SELECT FROM outbox.operation',
+    'SELECT outbox.redrive(''private'')', 'SELECT FROM outbox.health()', 'SELECT outbox.grant_role(''regress_outbox_nobody'', ''manager'')', 'UPDATE outbox.operation SET count = 0']) AS command;
+SET ROLE regress_outbox_manager;
+SELECT command, refusal(command) FROM unnest(ARRAY['SELECT outbox.alter_subscription(''private'', url => ''http://10.0.0.1/'')', 'SELECT outbox.alter_subscription(''private'', reset => ''{network}'')',
+    'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
+RESET ROLE;
+
+\echo -- a consumer reads the status views
+SET ROLE regress_outbox_consumer;
+SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.subscription_status', 'SELECT FROM outbox.delivery_status', 'SELECT FROM outbox.dead_letter', 'SELECT FROM outbox.blocked_key',
+    'SELECT FROM outbox.attempt', 'SELECT FROM outbox.event_status(''00000000-0000-7000-8000-000000000000'')', 'SELECT FROM outbox.event', 'SELECT outbox.pause(''public'')']) AS command;
+RESET ROLE;
+
+\echo -- recorded under the role that acts
+SET ROLE regress_outbox_operator;
+SELECT outbox.redrive('private');
+SELECT role, action, subscription FROM outbox.operation ORDER BY id DESC LIMIT 1;
+RESET ROLE;
+
+\echo -- revoking
+SELECT refusal($$SELECT outbox.grant_role('regress_outbox_nobody', 'admin')$$), refusal($$SELECT outbox.revoke_role('regress_outbox_nobody', NULL)$$), refusal($$SELECT outbox.grant_role(1::regrole, 'manager')$$);
+SELECT outbox.grant_role('regress_outbox_publisher', 'manager'), outbox.revoke_role('regress_outbox_publisher', 'publisher');
+SELECT has_schema_privilege('regress_outbox_publisher', 'outbox', 'USAGE'), has_function_privilege('regress_outbox_publisher', 'outbox.enqueue_many(jsonb)', 'EXECUTE'),
+       has_function_privilege('regress_outbox_publisher', 'outbox.ping(text)', 'EXECUTE');
+SELECT outbox.grant_role('regress_outbox_publisher', 'publisher'), outbox.revoke_role('regress_outbox_publisher', 'consumer');
+SELECT has_schema_privilege('regress_outbox_publisher', 'outbox', 'USAGE'), has_function_privilege('regress_outbox_publisher', 'outbox.enqueue_many(jsonb)', 'EXECUTE'),
+       has_function_privilege('regress_outbox_publisher', 'outbox.ping(text)', 'EXECUTE');
+SELECT outbox.revoke_role('regress_outbox_publisher', 'publisher'), outbox.revoke_role('regress_outbox_consumer', 'consumer'),
+       outbox.revoke_role('regress_outbox_manager', 'manager'), outbox.revoke_role('regress_outbox_operator', 'operator');
+SELECT outbox.unsubscribe('public'), outbox.unsubscribe('private');
+
+\echo -- nothing is left: the roles can be dropped
+REVOKE EXECUTE ON FUNCTION public.refusal(text) FROM PUBLIC;
+DROP ROLE regress_outbox_publisher, regress_outbox_consumer, regress_outbox_manager, regress_outbox_operator, regress_outbox_nobody;
+DROP FUNCTION public.refusal(text);
