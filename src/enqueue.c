@@ -69,12 +69,12 @@ check_given(const void *value, const char *name)
 }
 
 static void
-check_size(const char *name, Size size, Size limit)
+check_size(const char *problem, Size size, Size limit)
 {
 	if (size > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s of an event is too long", name),
+				 errmsg("%s", problem),
 				 errdetail("It has %zu bytes, of at most %zu.", size, limit)));
 }
 
@@ -127,7 +127,7 @@ check_tenant(const text *tenant)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("tenant of an event must not be empty"),
 				 errhint("Leave it null for an event that belongs to no tenant.")));
-	check_size("tenant", VARSIZE_ANY_EXHDR(tenant), MAX_TENANT);
+	check_size("tenant of an event is too long", VARSIZE_ANY_EXHDR(tenant), MAX_TENANT);
 }
 
 /* Building blocks for what is to come; until then they must not be ignored in silence. */
@@ -197,7 +197,7 @@ set_headers(OutboxNewEvent *event, Jsonb *headers)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("headers of an event must be a JSON object of strings")));
-	check_size("headers", VARSIZE(headers), MAX_HEADERS);
+	check_size("headers of an event are too large", VARSIZE(headers), MAX_HEADERS);
 
 	event->headers = headers;
 	iterator = JsonbIteratorInit(&headers->root);
@@ -236,7 +236,7 @@ checked(const Arguments *arguments, bool reserved)
 	check_body(arguments);
 	refuse_unsupported(arguments);
 	if (event.key != NULL)
-		check_size("key", VARSIZE_ANY_EXHDR(event.key), MAX_KEY);
+		check_size("key of an event is too long", VARSIZE_ANY_EXHDR(event.key), MAX_KEY);
 	if (event.tenant != NULL)
 		check_tenant(event.tenant);
 	if (arguments->headers != NULL)

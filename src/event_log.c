@@ -445,8 +445,16 @@ typedef struct Stream
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 	uint64		from_xid;		/* rows of older transactions belong to other streams, or to none */
+	bool		late;			/* of a transaction that base had in progress */
+	bool		over;
 	pg_uuid_t	id;				/* of the row in the slot */
 } Stream;
+
+/* A stream of new rows may meet so many others before its first … */
+#define PATIENCE 1000
+
+/* … before it is replaced by one per transaction, if there are so few. */
+#define FEW_XIDS 64
 
 struct OutboxScan
 {
@@ -460,7 +468,7 @@ struct OutboxScan
 	/* bounds on ids; the scan keys point here */
 	bool		has_after;
 	pg_uuid_t	after;			/* exclusive */
-	pg_uuid_t	unseen;			/* nothing that is in no late stream is lower */
+	pg_uuid_t	unseen;			/* no new row is lower */
 	pg_uuid_t	end;			/* exclusive */
 
 	List	   *streams;
@@ -497,9 +505,16 @@ belongs(OutboxScan *scan, Stream *stream)
 		DatumGetInt64(column(stream->slot, EVENT_EPOCH)) == scan->epoch;
 }
 
-/* To the next row that belongs to the scan; false at the end. */
-static bool
-advance(OutboxScan *scan, Stream *stream)
+typedef enum Advance
+{
+	ADVANCED,
+	AT_END,
+	OUT_OF_PATIENCE
+} Advance;
+
+/* To the next row that belongs to the scan, past at most so many that do not. */
+static Advance
+advance_within(OutboxScan *scan, Stream *stream, uint64 patience)
 {
 	while (index_getnext_slot(stream->scan, ForwardScanDirection, stream->slot))
 	{
@@ -507,11 +522,20 @@ advance(OutboxScan *scan, Stream *stream)
 		if (belongs(scan, stream))
 		{
 			stream->id = *DatumGetUUIDP(column(stream->slot, EVENT_ID));
-			return true;
+			return ADVANCED;
 		}
+		if (patience-- == 0)
+			return OUT_OF_PATIENCE;
 	}
 	ExecClearTuple(stream->slot);
-	return false;
+	stream->over = true;
+	return AT_END;
+}
+
+static bool
+advance(OutboxScan *scan, Stream *stream)
+{
+	return advance_within(scan, stream, PG_UINT64_MAX) == ADVANCED;
 }
 
 /* The scan keys that bound ids, for the index column `number`. */
@@ -527,7 +551,7 @@ bound_ids(OutboxScan *scan, ScanKey keys, AttrNumber number)
 	return n;
 }
 
-static void
+static Stream *
 add_stream(OutboxScan *scan, Relation heap, Relation index, ScanKey keys, int n, uint64 from_xid)
 {
 	Stream	   *stream = palloc0(sizeof(Stream));
@@ -537,30 +561,94 @@ add_stream(OutboxScan *scan, Relation heap, Relation index, ScanKey keys, int n,
 	stream->scan = OutboxIndexBeginScan(heap, index, scan->snapshot, n);
 	index_rescan(stream->scan, keys, n, NULL, 0);
 	scan->streams = lappend(scan->streams, stream);
+	return stream;
 }
 
-/* What began after base: ids above its clock, xids not yet assigned then. */
+static void
+remove_stream(OutboxScan *scan, Stream *stream)
+{
+	scan->streams = list_delete_ptr(scan->streams, stream);
+	index_endscan(stream->scan);
+	ExecDropSingleTupleTableSlot(stream->slot);
+	pfree(stream);
+}
+
+/* What one transaction wrote. */
+static void
+add_xid(OutboxScan *scan, Segment *segment, uint64 xid, bool late)
+{
+	ScanKeyData keys[3];
+	Stream	   *stream;
+	int			n;
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
+	n = 1 + bound_ids(scan, &keys[1], 2);
+	stream = add_stream(scan, segment->heap, segment->by_xid, keys, n, 0);
+	stream->late = late;
+	(void) advance(scan, stream);
+}
+
+/* The first xid from `xid` on that has a row in the index, dead or alive; false if there is none. */
+static bool
+probe_xid(IndexScanDesc probe, uint64 xid, uint64 *found)
+{
+	ScanKeyData key;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_XID8GE, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
+	index_rescan(probe, &key, 1, NULL, 0);
+	if (index_getnext_tid(probe, ForwardScanDirection) == NULL)
+		return false;
+	*found = U64FromFullTransactionId(DatumGetFullTransactionId(index_getattr(probe->xs_itup, 1, probe->xs_itupdesc, &isnull)));
+	return true;
+}
+
+/* The new transactions with rows in this segment, one by one, if they are few; false, and nothing added, if they are not. */
+static bool
+add_new_one_by_one(OutboxScan *scan, Segment *segment, uint64 from_xid)
+{
+	IndexScanDesc probe = OutboxIndexBeginScan(segment->heap, segment->by_xid, scan->snapshot, 1);
+	uint64		xids[FEW_XIDS];
+	uint64		xid = from_xid;
+	int			n = 0;
+
+	probe->xs_want_itup = true;
+	while (n <= FEW_XIDS && probe_xid(probe, xid, &xid) && (scan->to == NULL || xid < scan->to->xmax))
+	{
+		if (n < FEW_XIDS)
+			xids[n] = xid;
+		n++;
+		xid++;
+	}
+	index_endscan(probe);
+	if (n > FEW_XIDS)
+		return false;
+	for (int i = 0; i < n; i++)
+		if (scan->to == NULL || outbox_snapshot_sees(scan->to, xids[i]))
+			add_xid(scan, segment, xids[i], false);
+	return true;
+}
+
+/*
+ * What began after base: ids above its clock, xids not yet assigned then.  As a rule the (id) index from there on holds little else.  But a large transaction
+ * that base had in progress may have filled it for long; then the new ones are looked up by xid, if they are few.
+ */
 static void
 add_new(OutboxScan *scan, Segment *segment)
 {
 	ScanKeyData keys[3];
 	int			n = bound_ids(scan, keys, 1);
+	uint64		from_xid = scan->base != NULL ? scan->base->next : 0;
+	Stream	   *stream;
 
-	if (scan->base != NULL)
-		ScanKeyInit(&keys[n++], 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(&scan->unseen));
-	add_stream(scan, segment->heap, segment->by_id, keys, n, scan->base != NULL ? scan->base->next : 0);
-}
-
-/* What one transaction wrote that was in progress at base. */
-static void
-add_late(OutboxScan *scan, Segment *segment, uint64 xid)
-{
-	ScanKeyData keys[3];
-	int			n;
-
-	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
-	n = 1 + bound_ids(scan, &keys[1], 2);
-	add_stream(scan, segment->heap, segment->by_xid, keys, n, 0);
+	ScanKeyInit(&keys[n++], 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(&scan->unseen));
+	stream = add_stream(scan, segment->heap, segment->by_id, keys, n, from_xid);
+	if (advance_within(scan, stream, PATIENCE) != OUT_OF_PATIENCE)
+		return;
+	if (add_new_one_by_one(scan, segment, from_xid))
+		remove_stream(scan, stream);
+	else
+		(void) advance(scan, stream);
 }
 
 /* Was in progress at base, and `to` sees it. */
@@ -586,21 +674,6 @@ next_candidate(OutboxScan *scan, uint64 xid, uint32 *position)
 	return Max(xid, base->xmax);
 }
 
-/* The first xid from `xid` on that has a row in the index, dead or alive; false if there is none. */
-static bool
-probe_xid(IndexScanDesc probe, uint64 xid, uint64 *found)
-{
-	ScanKeyData key;
-	bool		isnull;
-
-	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_XID8GE, FullTransactionIdGetDatum(FullTransactionIdFromU64(xid)));
-	index_rescan(probe, &key, 1, NULL, 0);
-	if (index_getnext_tid(probe, ForwardScanDirection) == NULL)
-		return false;
-	*found = U64FromFullTransactionId(DatumGetFullTransactionId(index_getattr(probe->xs_itup, 1, probe->xs_itupdesc, &isnull)));
-	return true;
-}
-
 /*
  * A stream for each late transaction with rows in this segment, found by merging the candidates with the xids in the index: each goes forward to what the
  * other has next, so that neither transactions without events nor events of other transactions are walked through.
@@ -622,7 +695,7 @@ add_all_late(OutboxScan *scan, Segment *segment)
 		if (xid >= scan->base->next || !probe_xid(probe, xid, &found))
 			break;
 		if (is_late(scan, found))
-			add_late(scan, segment, found);
+			add_xid(scan, segment, found, true);
 		xid = found + 1;
 	}
 	index_endscan(probe);
@@ -630,7 +703,7 @@ add_all_late(OutboxScan *scan, Segment *segment)
 
 OutboxScan *
 outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const OutboxSnapshot *to,
-				const pg_uuid_t *after, bool careful)
+				const pg_uuid_t *after, const pg_uuid_t *new_from, bool careful)
 {
 	OutboxScan *scan = palloc0(sizeof(OutboxScan));
 	ListCell   *cell;
@@ -646,7 +719,9 @@ outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const O
 		scan->has_after = true;
 		scan->after = *after;
 	}
-	if (base != NULL)
+	if (new_from != NULL)
+		scan->unseen = *new_from;
+	else if (base != NULL)
 		outbox_event_id_lowest(base->clock + 1, &scan->unseen);
 	if (to != NULL)
 		outbox_event_id_lowest(to->clock + 1, &scan->end);
@@ -661,10 +736,9 @@ outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const O
 		if (base != NULL)
 			add_all_late(scan, segment);
 	}
-
 	scan->heap = binaryheap_allocate(Max(list_length(scan->streams), 1), compare_streams, NULL);
 	foreach(cell, scan->streams)
-		if (advance(scan, lfirst(cell)))
+		if (!((Stream *) lfirst(cell))->over)
 			binaryheap_add_unordered(scan->heap, PointerGetDatum(lfirst(cell)));
 	binaryheap_build(scan->heap);
 	return scan;
@@ -808,6 +882,21 @@ outbox_log_next(OutboxScan *scan, OutboxEvent *event)
 }
 
 void
+outbox_log_new_from(OutboxScan *scan, pg_uuid_t *id)
+{
+	ListCell   *cell;
+
+	memset(id->data, 0xFF, UUID_LEN);
+	foreach(cell, scan->streams)
+	{
+		Stream	   *stream = lfirst(cell);
+
+		if (!stream->late && !stream->over && memcmp(stream->id.data, id->data, UUID_LEN) < 0)
+			*id = stream->id;
+	}
+}
+
+void
 outbox_log_end(OutboxScan *scan)
 {
 	ListCell   *cell;
@@ -901,7 +990,7 @@ outbox_events_since(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("the event log is locked"),
 				 errhint("Try again.")));
-	scan = outbox_log_scan(log, outbox_catalog_required()->epoch, base, NULL, after, false);
+	scan = outbox_log_scan(log, outbox_catalog_required()->epoch, base, NULL, after, NULL, false);
 	for (; left > 0 && first_stream(scan) != NULL; left--)
 	{
 		Datum		value = UUIDPGetDatum(&first_stream(scan)->id);

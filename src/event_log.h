@@ -87,7 +87,14 @@ typedef struct OutboxScan OutboxScan;
  *  - the (xid, id) index for each xid that base had in progress (in xip, or in [xmax, next)) and that has rows.
  */
 extern PGDLLEXPORT OutboxScan *outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base,
-											   const OutboxSnapshot *to, const pg_uuid_t *after, bool careful);
+											   const OutboxSnapshot *to, const pg_uuid_t *after,
+											   const pg_uuid_t *new_from, bool careful);
+
+/*
+ * What the scan learned: the rows of transactions that base had not seen begin come no earlier than this id from here on.  A later scan of the same window, from here on, is
+ * told so (new_from; NULL: nothing known) and need not look for them again among the rows of a large late transaction.
+ */
+extern PGDLLEXPORT void outbox_log_new_from(OutboxScan *scan, pg_uuid_t *id);
 
 /* The next event, its parts allocated in CurrentMemoryContext; false at the end. */
 extern PGDLLEXPORT bool outbox_log_next(OutboxScan *scan, OutboxEvent *event);

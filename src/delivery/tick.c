@@ -376,7 +376,8 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 		upper = position->upper;
 
 	scan = outbox_log_scan(log, epoch, position->base->snapshot, upper->snapshot,
-						   position->partial ? &position->after : NULL, careful);
+						   position->partial ? &position->after : NULL,
+						   position->partial && position->hinted ? &position->new_from : NULL, careful);
 	while (chunk->n < CHUNK_EVENTS && bytes < CHUNK_BYTES)
 	{
 		OutboxLoggedEvent *logged = next_event(chunk);
@@ -388,6 +389,8 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 		bytes += logged->event.body_size;
 		chunk->n++;
 	}
+	to.hinted = more;
+	outbox_log_new_from(scan, &to.new_from);
 	outbox_log_end(scan);
 
 	if (settled)

@@ -32,6 +32,8 @@ typedef struct OutboxPosition
 	OutboxTick *upper;
 	bool		partial;
 	pg_uuid_t	after;
+	bool		hinted;			/* … */
+	pg_uuid_t	new_from;		/* … what the log learned on the way (outbox_log_new_from); not part of where it is */
 } OutboxPosition;
 
 /* An event in memory, with what every subscription needs worked out once. */
