@@ -25,7 +25,7 @@ cmp_ok(scalar(grep { defined $_->{overlap} } $receiver->requests($path)), '==', 
 
 # A key that fails holds back itself and no other
 $receiver->control(script => 'keys', keys => { bad => 503 }, then => 200);
-subscribe($node, 'keys', $receiver->url('/script/keys'), types => ['keys']);
+subscribe($node, 'keys', $receiver->url('/script/keys'), types => ['keys'], max_attempts => 1000);
 my @bad = map { enqueue($node, 'keys', "$_", key => 'bad') } 1 .. 5;
 my @good = map { enqueue($node, 'keys', "$_", key => "good" . $_ % 3) } 1 .. 30;
 my @none = map { enqueue($node, 'keys', "$_") } 1 .. 5;
@@ -78,7 +78,7 @@ is(join(' ', map { $_->{bytes} } $receiver->requests('/ok?held')), '1 2', 'produ
 
 # A key with more events waiting than max_blocked: the cursor waits, no row per event
 $receiver->control(script => 'hot', keys => { hot => 503 }, then => 200);
-subscribe($node, 'hot', $receiver->url('/script/hot'), types => ['hot'], max_blocked => 20, retry_base => '200 ms', max_attempts => 10000);
+subscribe($node, 'hot', $receiver->url('/script/hot'), types => ['hot'], max_blocked => 20, retry_base => '200 ms', max_attempts => 1000);
 my @hot = split /\n/, $node->safe_psql('postgres', q{SELECT outbox.enqueue('hot', to_jsonb(i), key => CASE WHEN i % 50 = 0 THEN 'cold' ELSE 'hot' END) FROM generate_series(1, 1000) i});
 wait_status($node, $hot[0], 'hot', 'retrying');
 wait_for(sub { $receiver->requests('/script/hot') >= 5 }, 'some attempts of the hot key');

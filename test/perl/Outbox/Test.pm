@@ -74,7 +74,7 @@ sub wait_for
 	{
 		my $result = $code->();
 		return $result if $result;
-		last if time - $began > ($seconds // 60);
+		last if time - $began > ($seconds // 30);
 		sleep $pause;
 		$pause *= 1.5 if $pause < 0.2;
 	}
