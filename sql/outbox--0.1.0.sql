@@ -52,6 +52,9 @@ CREATE TABLE outbox.event (
     headers      jsonb,                  -- object of strings
     traceparent  text                    -- W3C trace context of the producer
 ) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
+-- The parent is always empty. With indexes of its own, no plan over the whole log needs a sequential scan.
+CREATE INDEX event_id_idx ON outbox.event (id);
+CREATE INDEX event_xid_id_idx ON outbox.event (xid, id);
 
 DO $make_segments$
 BEGIN
@@ -1030,7 +1033,7 @@ COMMENT ON FUNCTION outbox.stop() IS 'Stops delivery in this database until star
 CREATE FUNCTION outbox._select_deliveries(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz,
                                           max_events bigint, any_open boolean)
 RETURNS TABLE (subscription_id integer, event_id uuid) LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     chosen     integer;
@@ -1178,7 +1181,7 @@ COMMENT ON FUNCTION outbox._cursors(bigint) IS 'Where each subscription is, by w
 
 CREATE FUNCTION outbox._routing(id uuid)
 RETURNS TABLE (subscription_id integer, subscription text, elsewhere boolean, unmatched text, passed boolean) LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     SELECT s.id, s.name, addressed.elsewhere,
            CASE WHEN s.start_epoch = e.epoch AND s.start_snapshot IS NOT NULL AND pg_visible_in_snapshot(e.xid, s.start_snapshot)
                     THEN 'it was committed before the subscription began'
@@ -1212,7 +1215,7 @@ COMMENT ON FUNCTION outbox._routing(uuid) IS
 CREATE FUNCTION outbox.event_status(id uuid)
 RETURNS TABLE (subscription text, status text, attempts integer, last_status_code integer, last_error text, next_attempt_at timestamptz, delivered_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     SELECT r.subscription,
            CASE WHEN d.status = 'sending'         THEN 'pending'
                 WHEN d.status IS NOT NULL         THEN d.status
@@ -1249,7 +1252,7 @@ COMMENT ON FUNCTION outbox._outcome_name(smallint) IS 'The name of an OutboxOutc
 
 CREATE FUNCTION outbox.trace(id uuid) RETURNS TABLE (at timestamptz, what text, subscription text, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     WITH event AS MATERIALIZED (SELECT e.* FROM outbox._find_event(trace.id) AS e),
     routing AS MATERIALIZED (SELECT r.* FROM outbox._routing(trace.id) AS r),
     attempt AS MATERIALIZED (
@@ -1419,26 +1422,29 @@ COMMENT ON COLUMN outbox.attempt.response IS 'The first bytes of the answer''s b
 -- How far each subscription is behind. The running worker knows. Without one it follows from the committed cursors; counting stops at 100,000 events, sooner when there
 -- are many subscriptions.
 
+-- Segments have no statistics, and each question here has an index for its answer: sequential scans are out of the question.
 CREATE FUNCTION outbox._events_after(place pg_snapshot, next xid8, clock bigint, at_most bigint, OUT events bigint, OUT oldest_at timestamptz) LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp AS $$
-    -- what a snapshot does not see: transactions from its xmax on, and those that were in progress
-    SELECT (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid >= pg_snapshot_xmax(place) LIMIT at_most) AS x)
-         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND place IS NULL AND e.id >= outbox._lowest_id(COALESCE(clock, 0)) LIMIT at_most) AS x)
-         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.epoch = outbox.epoch() AND e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) LIMIT at_most) AS x),
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+    -- what a snapshot does not see: transactions from its xmax on, and those that were in progress; without one: all from a clock on
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.xid >= pg_snapshot_xmax(place) AND e.epoch = outbox.epoch() LIMIT at_most) AS x)
+         + (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) AND e.epoch = outbox.epoch() LIMIT at_most) AS x)
+         + CASE WHEN place IS NULL
+                THEN (SELECT count(*) FROM (SELECT FROM outbox.event AS e WHERE e.id >= outbox._lowest_id(COALESCE(clock, 0)) AND e.epoch = outbox.epoch() LIMIT at_most) AS x)
+                ELSE 0 END,
            -- of those, only transactions below `next` can have ids below `clock`
            outbox._event_time(LEAST(
                (SELECT e.id FROM outbox.event AS e
                  WHERE e.id >= outbox._lowest_id(COALESCE(clock, 0)) AND e.epoch = outbox.epoch() AND NOT COALESCE(pg_visible_in_snapshot(e.xid, place), false) ORDER BY e.id LIMIT 1),
-               (SELECT e.id FROM outbox.event AS e
-                 WHERE e.xid >= pg_snapshot_xmax(place) AND e.xid < next AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1),
-               (SELECT e.id FROM outbox.event AS e
-                 WHERE e.xid = ANY (ARRAY(SELECT pg_snapshot_xip(place))) AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1)))
+               (SELECT x.id FROM (SELECT e.id FROM outbox.event AS e
+                 WHERE e.xid >= pg_snapshot_xmax(place) AND e.xid < next AND e.epoch = outbox.epoch() ORDER BY e.xid, e.id LIMIT at_most) AS x ORDER BY x.id LIMIT 1),
+               (SELECT x.id FROM pg_snapshot_xip(place) AS p (xid) CROSS JOIN LATERAL (SELECT e.id FROM outbox.event AS e
+                 WHERE e.xid = p.xid AND e.epoch = outbox.epoch() ORDER BY e.id LIMIT 1) AS x ORDER BY x.id LIMIT 1)))
 $$;
 COMMENT ON FUNCTION outbox._events_after(pg_snapshot, xid8, bigint, bigint) IS 'How many events a place does not see yet (about; counting stops at at_most), and the time of the oldest';
 
 CREATE FUNCTION outbox._lag(OUT subscription_id integer, OUT lag_events bigint, OUT oldest_at timestamptz, OUT pinned_bytes bigint)
 RETURNS SETOF record LANGUAGE sql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     WITH worker AS MATERIALIZED (SELECT w.* FROM outbox._worker() AS w),
     lane AS MATERIALIZED (SELECT r.* FROM outbox._runtime() AS r WHERE EXISTS (SELECT FROM worker AS w WHERE w.worker_pid <> 0)),
     cursor AS MATERIALIZED (SELECT c.* FROM outbox._cursors(outbox.epoch()) AS c),
@@ -1449,6 +1455,15 @@ SET search_path = pg_catalog, pg_temp AS $$
     exception AS MATERIALIZED (SELECT d.subscription_id, min(d.event_id::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
                                 WHERE d.status NOT IN ('dead', 'discarded') GROUP BY d.subscription_id),
     bound AS MATERIALIZED (SELECT GREATEST(LEAST(1000000 / GREATEST(count(*), 1), 100000), 100) AS at_most FROM outbox.subscription AS s),
+    -- and behind each start, once per start, for those that no worker has seen yet
+    beginner AS MATERIALIZED (SELECT s.id, concat_ws(' ', s.start_snapshot, s.start_next, s.start_clock, s.start_after) AS place,
+                                     CASE WHEN s.start_epoch = outbox.epoch() THEN s.start_snapshot END AS start_snapshot, s.start_next,
+                                     COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after))) AS start_clock
+                                FROM outbox.subscription AS s JOIN cursor AS c ON c.subscription_id = s.id AND c.tick IS NULL
+                               WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = s.id)),
+    after_start AS MATERIALIZED (SELECT b.place, x.events, x.oldest_at
+                                   FROM (SELECT DISTINCT ON (d.place) d.* FROM beginner AS d ORDER BY d.place) AS b
+                                  CROSS JOIN LATERAL outbox._events_after(b.start_snapshot, b.start_next, b.start_clock, (SELECT n.at_most FROM bound AS n)) AS x),
     segment AS MATERIALIZED (SELECT g.* FROM outbox._segments() AS g WHERE g.last_id IS NOT NULL AND NOT g.is_current)
     SELECT s.id,
            CASE WHEN l.subscription_id IS NOT NULL
@@ -1459,17 +1474,14 @@ SET search_path = pg_catalog, pg_temp AS $$
              WHERE NOT COALESCE(g.sealed AND (c.base >= g.seal_tick OR (c.tick >= g.seal_tick AND c.after >= g.last_id)), false))
       FROM outbox.subscription AS s
       JOIN cursor AS c ON c.subscription_id = s.id
-     CROSS JOIN bound
       LEFT JOIN lane AS l ON l.subscription_id = s.id
       LEFT JOIN exception AS x ON x.subscription_id = s.id
       LEFT JOIN LATERAL (SELECT GREATEST(a."offset" - c."offset", 0) + a.events AS events,
                                 CASE WHEN c.base = c.tick THEN a.oldest_at ELSE COALESCE(outbox._event_time(c.after), a.oldest_at) END AS oldest_at
                            FROM after_tick AS a WHERE a.tick = c.tick
                          UNION ALL
-                         SELECT a.events, a.oldest_at
-                           FROM outbox._events_after(CASE WHEN s.start_epoch = outbox.epoch() THEN s.start_snapshot END, s.start_next,
-                                                     COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after))), bound.at_most) AS a
-                          WHERE c.tick IS NULL) AS stopped ON l.subscription_id IS NULL
+                         SELECT a.events, a.oldest_at FROM beginner AS b JOIN after_start AS a ON a.place = b.place
+                          WHERE b.id = s.id) AS stopped ON l.subscription_id IS NULL
 $$;
 COMMENT ON FUNCTION outbox._lag() IS 'How far each subscription is behind: events not done, the time of the oldest, and the bytes of full segments that wait for it';
 
@@ -1526,7 +1538,7 @@ COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
 CREATE FUNCTION outbox.health(thresholds jsonb DEFAULT '{}')
 RETURNS TABLE (check_name text, status text, subject text, value numeric, threshold numeric, detail text, action text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     segment_size CONSTANT bigint := pg_size_bytes(COALESCE(current_setting('outbox.segment_size', true), '1GB'));
