@@ -1459,7 +1459,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     beginner AS MATERIALIZED (SELECT s.id, concat_ws(' ', s.start_snapshot, s.start_next, s.start_clock, s.start_after) AS place,
                                      CASE WHEN s.start_epoch = outbox.epoch() THEN s.start_snapshot END AS start_snapshot, s.start_next,
                                      COALESCE(s.start_clock, outbox._clock_at(outbox._event_time(s.start_after))) AS start_clock
-                                FROM outbox.subscription AS s JOIN cursor AS c ON c.subscription_id = s.id AND c.tick IS NULL
+                                FROM outbox.subscription AS s JOIN cursor AS c ON c.subscription_id = s.id AND COALESCE(c.tick, 0) = 0
                                WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = s.id)),
     after_start AS MATERIALIZED (SELECT b.place, x.events, x.oldest_at
                                    FROM (SELECT DISTINCT ON (d.place) d.* FROM beginner AS d ORDER BY d.place) AS b
