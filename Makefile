@@ -22,7 +22,8 @@ OBJS = \
 	src/yield.o
 
 DATA = sql/outbox--0.1.0.sql
-PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
+PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
+PG_CPPFLAGS = -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
 
 REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test

@@ -497,14 +497,14 @@ COMMENT ON COLUMN outbox.new_event.deliver_at IS 'As in enqueue()';
 COMMENT ON COLUMN outbox.new_event.dedup_key IS 'As in enqueue()';
 COMMENT ON COLUMN outbox.new_event.tenant IS 'As in enqueue()';
 
--- The log is written by enqueue() and emptied by retirement, neither of which fires triggers. All else is a mistake, save one: a restored dump
--- brings rows, which can be told by their epoch. (Logical replication and --disable-triggers do not fire these either.)
+-- The log is written by enqueue(), which fires no triggers, and emptied by retirement, which these let through. All else is a mistake, save one: a
+-- restored dump brings complete rows of older transactions. (Logical replication and --disable-triggers do not fire these.)
 DO $guard_events$
 DECLARE
     relation pg_catalog.text;
 BEGIN
     FOREACH relation IN ARRAY ARRAY['event'::pg_catalog.text] OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.format('event_%s', i) FROM pg_catalog.generate_series(0, 15) AS i) LOOP
-        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_insert BEFORE INSERT ON outbox.%I FOR EACH ROW WHEN (COALESCE(NEW.epoch OPERATOR(pg_catalog.=) outbox.epoch(), true)) EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_insert BEFORE INSERT ON outbox.%I FOR EACH ROW EXECUTE FUNCTION outbox._refuse_event_change()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON outbox.%I FOR EACH ROW EXECUTE FUNCTION outbox._refuse_event_change()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON outbox.%I FOR EACH STATEMENT EXECUTE FUNCTION outbox._refuse_event_change()', relation);
     END LOOP;
@@ -1008,11 +1008,23 @@ COMMENT ON FUNCTION outbox.ping(text) IS 'Sends an event of type outbox.ping to 
 
 CREATE FUNCTION outbox.start(skip_backlog boolean DEFAULT false) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    skipped bigint := 0;
 BEGIN
     PERFORM outbox._arm(true);
     EXECUTE format('ALTER DATABASE %I SET outbox.armed = %L', current_database(), outbox.epoch()::text);
+    IF start.skip_backlog THEN
+        -- what came with a dump: exceptions are discarded, and subscriptions begin with the first event of this installation
+        UPDATE outbox.delivery AS d SET status = 'discarded', next_attempt_at = NULL, ended_at = now()
+         WHERE d.status NOT IN ('dead', 'discarded')
+           AND EXISTS (SELECT FROM outbox._find_event(d.event_id) AS e WHERE e.epoch <> outbox.epoch());
+        GET DIAGNOSTICS skipped = ROW_COUNT;
+        UPDATE outbox.subscription AS s SET start_epoch = outbox.epoch(), start_snapshot = NULL, start_next = NULL, start_clock = NULL, start_after = NULL
+         WHERE s.start_epoch <> outbox.epoch()
+           AND NOT EXISTS (SELECT FROM outbox.cursor AS c WHERE c.epoch = outbox.epoch() AND c.subscription_id = s.id);
+    END IF;
     INSERT INTO outbox.operation (role, action, selector, count)
-    VALUES (pg_get_userbyid(outbox._acting_role()), 'start', jsonb_build_object('skip_backlog', COALESCE(start.skip_backlog, false), 'epoch', outbox.epoch()), 0);
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'start', jsonb_build_object('skip_backlog', COALESCE(start.skip_backlog, false), 'epoch', outbox.epoch()), skipped);
 END
 $$;
 COMMENT ON FUNCTION outbox.start(boolean) IS

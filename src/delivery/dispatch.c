@@ -85,9 +85,13 @@ build_index(void)
 static void
 reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
 {
+	bool		unorder = lane->subscription->ordered && !subscription->ordered;
+
 	outbox_subscription_unpin(lane->subscription);
 	lane->subscription = outbox_subscription_pin(subscription);
 	lane->disabled = false;
+	if (unorder)
+		outbox_lane_unorder(lane);
 	if (outbox_lane_may_send(lane))
 		outbox_lane_enlist(lane);
 	else

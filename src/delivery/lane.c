@@ -143,6 +143,12 @@ outbox_lane_next(void)
 	return NULL;
 }
 
+bool
+outbox_lane_waits(void)
+{
+	return !dlist_is_empty(&round_robin);
+}
+
 static int
 lane_room(void)
 {
@@ -289,20 +295,24 @@ outbox_item_retry(OutboxItem *item)
 	pairingheap_add(due, &item->due);
 }
 
-TimestampTz
+void
 outbox_item_due(TimestampTz now)
 {
-	while (!pairingheap_is_empty(due))
+	while (outbox_item_next_due() <= now)
 	{
-		OutboxItem *item = pairingheap_container(OutboxItem, due, pairingheap_first(due));
+		OutboxItem *item = pairingheap_container(OutboxItem, due, pairingheap_remove_first(due));
 
-		if (item->next_at > now)
-			return item->next_at;
-		pairingheap_remove_first(due);
 		item->next_at = 0;
 		outbox_item_ready(item, false);
 	}
-	return 0;
+}
+
+TimestampTz
+outbox_item_next_due(void)
+{
+	if (pairingheap_is_empty(due))
+		return DT_NOEND;
+	return pairingheap_container(OutboxItem, due, pairingheap_first(due))->next_at;
 }
 
 static KeyQueue *
@@ -678,6 +688,27 @@ outbox_lane_shed(OutboxLane *lane)
 	lane->need_settled = true;
 	dlist_foreach_modify(iter, &lane->outstanding)
 		outbox_item_free(dlist_container(OutboxItem, outstanding, iter.cur));
+}
+
+/* Dead ones that held their key back leave memory; their rows stay. */
+void
+outbox_lane_unorder(OutboxLane *lane)
+{
+	HASH_SEQ_STATUS scan;
+	RowEntry   *entry;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lane->outstanding)
+		leave_key(dlist_container(OutboxItem, outstanding, iter.cur));
+	hash_seq_init(&scan, rows);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (entry->item->lane != lane)
+			continue;
+		leave_key(entry->item);
+		if (entry->item->state == OUTBOX_ITEM_HELD)
+			outbox_item_free(entry->item);
+	}
 }
 
 static void

@@ -108,6 +108,7 @@ extern bool outbox_lane_has_room(const OutboxLane *lane);
 extern void outbox_lane_enlist(OutboxLane *lane);
 extern void outbox_lane_delist(OutboxLane *lane);
 extern OutboxLane *outbox_lane_next(void);
+extern bool outbox_lane_waits(void);
 
 /* The lane has read all that the head has, and follows it from now on; or it no longer does, and stays at this position. */
 extern void outbox_lane_attach(OutboxLane *lane);
@@ -126,6 +127,9 @@ extern bool outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position);
 /* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. */
 extern void outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
 
+/* Order per key was switched off: what waited behind another item waits no longer. */
+extern void outbox_lane_unorder(OutboxLane *lane);
+
 /* A lane that may not send gives its memory back to the log. */
 extern void outbox_lane_shed(OutboxLane *lane);
 
@@ -137,8 +141,9 @@ extern void outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index);
 extern void outbox_item_ready(OutboxItem *item, bool first);
 extern void outbox_item_retry(OutboxItem *item);
 
-/* Retries that are due become ready; returns when the next one is (0: none). */
-extern TimestampTz outbox_item_due(TimestampTz now);
+/* Retries that are due become ready.  When the next one will be due; DT_NOEND: none waits. */
+extern void outbox_item_due(TimestampTz now);
+extern TimestampTz outbox_item_next_due(void);
 
 /* Lets go of the event in memory. */
 extern void outbox_item_release(OutboxItem *item);

@@ -293,19 +293,22 @@ static Statement insert_tick[2] = {
 };
 
 static Statement select_cursors = {
-	"SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after, c.\"offset\", c.seq,"
-	"       c.tableoid = 'outbox.cursor_1'::pg_catalog.regclass"
+	"SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after, c.\"offset\""
 	"  FROM outbox.cursor c WHERE c.epoch = $1 ORDER BY c.subscription_id, c.seq DESC",
 	1, {INT8OID}
+};
+
+static Statement select_newest = {
+	"SELECT c.seq, c.tableoid = 'outbox.cursor_1'::pg_catalog.regclass FROM outbox.cursor c ORDER BY c.seq DESC LIMIT 1", 0, {0}
+};
+
+static Statement select_restored = {
+	"SELECT c.epoch FROM outbox.cursor c WHERE c.epoch <> $1 ORDER BY c.seq DESC LIMIT 1", 1, {INT8OID}
 };
 
 static Statement select_tick = {
 	"SELECT t.snapshot, t.next, t.clock, t.\"offset\", t.at FROM outbox.tick t WHERE t.epoch = $1 AND t.tick = $2",
 	2, {INT8OID, INT8OID}
-};
-
-static Statement select_last_tick = {
-	"SELECT pg_catalog.max(t.tick) FROM outbox.tick t WHERE t.epoch = $1", 1, {INT8OID}
 };
 
 static Statement select_exceptions = {
@@ -563,6 +566,8 @@ outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const Outbox
 	char		nulls[] = "        ";
 	Datum		values[8];
 
+	if (!at_head && position->restored != 0)
+		epoch = position->restored;
 	values[0] = Int64GetDatum(next_seq++);
 	values[1] = Int64GetDatum(epoch);
 	values[2] = Int32GetDatum(subscription);
@@ -628,6 +633,16 @@ outbox_ledger_load_cursors(int64 epoch, int *n)
 	OutboxCursor *cursors;
 	int64		newest = 0;
 
+	execute(&select_newest, NULL, NULL);
+	if (SPI_processed == 1)
+	{
+		bool		null;
+
+		newest = int8_at(0, 1, &null);
+		pair = DatumGetBool(column(2, &null)) ? 1 : 0;
+	}
+	next_seq = newest + 1;
+
 	execute(&select_cursors, values, NULL);
 	*n = (int) SPI_processed;
 	cursors = palloc0(Max(*n, 1) * sizeof(OutboxCursor));
@@ -638,7 +653,6 @@ outbox_ledger_load_cursors(int64 epoch, int *n)
 		OutboxCursor *cursor = &cursors[i];
 		bool		null;
 		Datum		after;
-		int64		seq = int8_at(i, 7, &null);
 
 		cursor->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));
 		cursor->at_head = DatumGetBool(SPI_getbinval(tuple, desc, 2, &null));
@@ -649,13 +663,7 @@ outbox_ledger_load_cursors(int64 epoch, int *n)
 		if (!null)
 			cursor->after = *DatumGetUUIDP(after);
 		cursor->offset = (uint64) int8_at(i, 6, &null);
-		if (seq > newest)
-		{
-			newest = seq;
-			pair = DatumGetBool(SPI_getbinval(tuple, desc, 8, &null)) ? 1 : 0;
-		}
 	}
-	next_seq = newest + 1;
 	return cursors;
 }
 
@@ -668,6 +676,8 @@ outbox_ledger_load_tick(int64 epoch, uint64 number)
 
 	if (number == 0)
 		return outbox_tick_pin(outbox_tick_nothing());
+	if (number == PG_INT64_MAX)
+		return outbox_tick_pin(outbox_tick_everything());
 	execute(&select_tick, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,
@@ -679,16 +689,14 @@ outbox_ledger_load_tick(int64 epoch, uint64 number)
 	return outbox_tick_restore(number, snapshot, (uint64) int8_at(0, 4, &null), (TimestampTz) int8_at(0, 5, &null));
 }
 
-uint64
-outbox_ledger_last_tick(int64 epoch)
+int64
+outbox_ledger_restored_epoch(int64 epoch)
 {
 	Datum		values[] = {Int64GetDatum(epoch)};
 	bool		null;
-	int64		last;
 
-	execute(&select_last_tick, values, NULL);
-	last = int8_at(0, 1, &null);
-	return null ? 0 : (uint64) last;
+	execute(&select_restored, values, NULL);
+	return SPI_processed == 0 ? 0 : int8_at(0, 1, &null);
 }
 
 static OutboxRowStatus

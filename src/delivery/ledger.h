@@ -90,7 +90,9 @@ extern bool outbox_ledger_has_old(void);
 /* The newest cursor of each subscription; in CurrentMemoryContext. */
 extern OutboxCursor *outbox_ledger_load_cursors(int64 epoch, int *n);
 extern OutboxTick *outbox_ledger_load_tick(int64 epoch, uint64 number);
-extern uint64 outbox_ledger_last_tick(int64 epoch);
+
+/* The epoch of the newest cursors that came with a restored dump; 0: none did. */
+extern int64 outbox_ledger_restored_epoch(int64 epoch);
 
 /* All exceptions, and the dead letters that hold back a key; ordered by subscription and event id. */
 extern OutboxException *outbox_ledger_load_exceptions(int *n);

@@ -27,7 +27,7 @@ static const char load_query[] =
 "       (pg_catalog.date_part('epoch', s.retry_base) * 1e6)::int8, s.retry_factor,"
 "       (pg_catalog.date_part('epoch', s.retry_max) * 1e6)::int8, s.retry_jitter, s.max_attempts,"
 "       (pg_catalog.date_part('epoch', s.give_up_after) * 1e6)::int8, s.fatal_statuses, s.types, s.tenant,"
-"       s.start_epoch = $1, s.start_snapshot, s.start_next, s.start_clock, s.start_after"
+"       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after"
 "  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
 
 static const char secrets_query[] =
@@ -177,7 +177,7 @@ load_one(int64 epoch, int row)
 	load_retry(&subscription->retry, row);
 	subscription->match.types = strings(row, 21, &subscription->match.n_types);
 	subscription->match.tenant = string(row, 22);
-	subscription->started_here = boolean(row, 23);
+	subscription->start_epoch = integer(row, 23);
 	subscription->start = snapshot(row, 24);
 	after = column(row, 27, &null);
 	subscription->has_start_after = !null;
@@ -275,7 +275,7 @@ outbox_subscription_load(int64 epoch)
 	List	   *list = NIL;
 	int			n;
 
-	run(load_query, 1, epoch);
+	run(load_query, 0, epoch);
 	n = (int) SPI_processed;
 	all = palloc(Max(n, 1) * sizeof(OutboxSubscription *));
 	for (int i = 0; i < n; i++)

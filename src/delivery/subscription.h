@@ -41,7 +41,7 @@ typedef struct OutboxSubscription
 	OutboxMatch *earlier;		/* oldest first */
 
 	/* where it starts when it has no cursor */
-	bool		started_here;	/* in this installation: start and start_after mean something */
+	int64		start_epoch;	/* the installation that start and start_after belong to */
 	OutboxSnapshot *start;		/* NULL: nothing is excluded */
 	bool		has_start_after;
 	pg_uuid_t	start_after;

@@ -37,6 +37,7 @@
 #define CACHE_BYTES ((Size) 32 * 1024 * 1024)
 
 static OutboxTick nothing = {.durable = true, .pins = 1};
+static OutboxTick everything = {.number = PG_INT64_MAX, .durable = true, .pins = 1};
 static dlist_head cache = DLIST_STATIC_INIT(cache);
 static int	cached_chunks = 0;
 static Size cached_bytes = 0;
@@ -47,6 +48,12 @@ OutboxTick *
 outbox_tick_nothing(void)
 {
 	return &nothing;
+}
+
+OutboxTick *
+outbox_tick_everything(void)
+{
+	return &everything;
 }
 
 static OutboxTick *
@@ -101,7 +108,7 @@ outbox_tick_pin(OutboxTick *tick)
 void
 outbox_tick_unpin(OutboxTick *tick)
 {
-	if (--tick->pins > 0 || tick == &nothing)
+	if (--tick->pins > 0 || tick == &nothing || tick == &everything)
 		return;
 	if (tick->snapshot != NULL)
 		pfree(tick->snapshot);
@@ -181,6 +188,14 @@ outbox_position_clear(OutboxPosition *position)
 	memset(position, 0, sizeof(*position));
 }
 
+bool
+outbox_position_same(const OutboxPosition *a, const OutboxPosition *b)
+{
+	if (a->base != b->base || a->partial != b->partial || a->restored != b->restored)
+		return false;
+	return !a->partial || (a->upper == b->upper && memcmp(&a->after, &b->after, sizeof(pg_uuid_t)) == 0);
+}
+
 OutboxPosition
 outbox_chunk_before(const OutboxChunk *chunk, int i)
 {
@@ -246,18 +261,6 @@ outbox_chunk_unpin(OutboxChunk *chunk)
 		free_chunk(chunk);
 }
 
-/* Is this chunk what comes next at `position`? */
-static bool
-starts_at(const OutboxChunk *chunk, const OutboxPosition *position)
-{
-	if (chunk->from.base != position->base || chunk->from.partial != position->partial)
-		return false;
-	if (!position->partial)
-		return true;
-	return chunk->from.upper == position->upper &&
-		memcmp(&chunk->from.after, &position->after, sizeof(pg_uuid_t)) == 0;
-}
-
 OutboxChunk *
 outbox_chunk_find(const OutboxPosition *position, bool settled)
 {
@@ -267,7 +270,7 @@ outbox_chunk_find(const OutboxPosition *position, bool settled)
 	{
 		OutboxChunk *chunk = dlist_container(OutboxChunk, node, iter.cur);
 
-		if (starts_at(chunk, position) && (chunk->settled_known || !settled))
+		if (outbox_position_same(&chunk->from, position) && (chunk->settled_known || !settled))
 		{
 			dlist_move_head(&cache, &chunk->node);
 			return outbox_chunk_pin(chunk);
@@ -375,7 +378,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 	if (position->partial)
 		upper = position->upper;
 
-	scan = outbox_log_scan(log, epoch, position->base->snapshot, upper->snapshot,
+	scan = outbox_log_scan(log, position->restored != 0 ? position->restored : epoch, position->base->snapshot, upper->snapshot,
 						   position->partial ? &position->after : NULL,
 						   position->partial && position->hinted ? &position->new_from : NULL, careful);
 	while (chunk->n < CHUNK_EVENTS && bytes < CHUNK_BYTES)

@@ -28,6 +28,7 @@ typedef struct OutboxTick
 /* All that base saw is done; of (base, upper] all up to `after` (nothing yet unless partial). base == upper: all of it. */
 typedef struct OutboxPosition
 {
+	int64		restored;		/* epoch of restored events, which are read first; 0: this installation's */
 	OutboxTick *base;
 	OutboxTick *upper;
 	bool		partial;
@@ -72,8 +73,9 @@ typedef struct OutboxChunk
 
 /* ---- ticks ---- */
 
-/* The tick that sees nothing. */
+/* The tick that sees nothing; and the one that sees everything there is, which only windows of restored events end with. */
 extern OutboxTick *outbox_tick_nothing(void);
+extern OutboxTick *outbox_tick_everything(void);
 
 /* A new tick.  The current transaction must have no xid; its new snapshot is pushed as the active one.  Pinned once. */
 extern OutboxTick *outbox_tick_take(OutboxDatabase *database);
@@ -94,6 +96,7 @@ extern bool outbox_tick_durable(OutboxTick *tick);
 
 extern void outbox_position_set(OutboxPosition *position, const OutboxPosition *value);
 extern void outbox_position_clear(OutboxPosition *position);
+extern bool outbox_position_same(const OutboxPosition *a, const OutboxPosition *b);
 
 /* The position before event number i of a chunk; a borrowed value: set it somewhere to keep it. */
 extern OutboxPosition outbox_chunk_before(const OutboxChunk *chunk, int i);

@@ -211,6 +211,7 @@ outbox_worker_main(Datum main_arg)
 	pin_settings();
 	pgstat_report_appname("outbox delivery worker");
 
+	database->status.started_at = GetCurrentTimestamp();
 	outbox_turn_start(database);
 	if (outbox_turn_over())
 		leave(OUTBOX_END_DISARMED, "delivery is not started here");

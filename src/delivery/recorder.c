@@ -1,0 +1,211 @@
+/*
+ * Recording.
+ *
+ * What was noted is written within moments, asynchronously: losing it can only repeat.  At a checkpoint the same transaction also writes the cursors that the
+ * outcomes allow, and commits synchronously, so that no more than a checkpoint's worth is ever repeated (guarantee 4).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "pgstat.h"
+#include "storage/lwlock.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "event_log.h"
+#include "ledger.h"
+#include "recorder.h"
+#include "restore.h"
+#include "work.h"
+
+#define RECORD_MS 25			/* outcomes wait at most this long … */
+#define RECORD_NOTES 1000		/* … or until there are so many */
+#define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
+#define CHECKPOINT_EVENTS 10000
+
+static OutboxWork *const work = &outbox_work;
+static bool full_state = true;	/* the next checkpoint writes every cursor */
+static int	done = 0;			/* items, since the last checkpoint */
+static uint64 written_head;		/* base tick of the newest committed head row */
+static TimestampTz checkpoint_at;
+
+static bool
+lane_moved(OutboxLane *lane, OutboxPosition *position, bool *at_head)
+{
+	*at_head = !outbox_lane_cursor(lane, position);
+	if (full_state)
+		return true;
+	if (*at_head)
+		return !lane->marked;
+	return lane->marked || lane->written.base == NULL || !outbox_position_same(position, &lane->written);
+}
+
+static void
+write_cursors(void)
+{
+	ListCell   *cell;
+
+	outbox_ledger_cursor(work->epoch, 0, false, &work->head, work->head_offset);
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+		OutboxPosition position = {0};
+		bool		at_head;
+
+		if (!lane_moved(lane, &position, &at_head))
+			continue;
+		outbox_ledger_cursor(work->epoch, lane->subscription->id, at_head, at_head ? NULL : &position,
+							 outbox_lane_offset(lane));
+		lane->marked = at_head;
+		if (at_head)
+			outbox_position_clear(&lane->written);
+		else
+			outbox_position_set(&lane->written, &position);
+	}
+}
+
+/* Earlier matching rules are history once a lane's base has seen all that they apply to. */
+static void
+drop_history(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+		OutboxPosition position;
+
+		if (lane->subscription->n_earlier == 0)
+			continue;
+		if (!outbox_lane_cursor(lane, &position))
+			position = work->head;
+		if (position.base->snapshot != NULL)
+			outbox_ledger_drop_matches(lane->subscription->id, position.base->snapshot);
+	}
+}
+
+/* Writes what was noted, and with a checkpoint the cursors that it allows, in one transaction. */
+static void
+record(bool checkpoint, TimestampTz now)
+{
+	volatile bool written = false;
+
+	if (!outbox_work_begin(checkpoint ? "recording outcomes and cursors" : "recording outcomes"))
+	{
+		outbox_work_pause(now, OUTBOX_BUSY_MS);
+		return;
+	}
+	PG_TRY();
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		outbox_ledger_write(outbox_catalog());
+		if (checkpoint)
+		{
+			if (outbox_ledger_turn())
+				full_state = true;
+			write_cursors();
+			drop_history();
+			ForceSyncCommit();
+		}
+		if (work->want_resync)
+			outbox_restore_resync();
+		PopActiveSnapshot();
+		SPI_finish();
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(work->context);
+		written = true;
+	}
+	PG_FINALLY();
+	{
+		if (!written)
+		{
+			outbox_ledger_failed();
+			full_state = true;
+		}
+	}
+	PG_END_TRY();
+
+	outbox_ledger_committed();
+	pgstat_report_stat(false);
+	work->noted_at = outbox_ledger_pending() > 0 ? now : 0;
+	if (checkpoint)
+	{
+		full_state = false;
+		work->moved = false;
+		done = 0;
+		checkpoint_at = now;
+		written_head = work->head.base->number;
+	}
+}
+
+/* A sealed segment waits for a committed head behind its seal. */
+bool
+outbox_recorder_seal_waits(void)
+{
+	bool		waits = false;
+
+	LWLockAcquire(&work->database->lock, LW_SHARED);
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		OutboxSegmentState *segment = &work->database->segments[i];
+
+		if (segment->sealed && segment->seal_tick > written_head && segment->seal_tick <= work->head.base->number)
+			waits = true;
+	}
+	LWLockRelease(&work->database->lock);
+	return waits;
+}
+
+static bool
+checkpoint_due(TimestampTz now)
+{
+	done += outbox_item_done();
+	if (!work->moved && !full_state)
+		return false;
+	return full_state || done >= CHECKPOINT_EVENTS || TimestampDifferenceExceeds(checkpoint_at, now, CHECKPOINT_MS);
+}
+
+void
+outbox_recorder_step(TimestampTz now)
+{
+	bool		checkpoint = checkpoint_due(now);
+
+	if (now < work->paused_until)
+		return;
+	if (checkpoint)
+	{
+		outbox_dispatch_pass_overtaken(now);
+		outbox_dispatch_publish();
+	}
+	if (checkpoint || work->want_resync || outbox_ledger_pending() >= RECORD_NOTES ||
+		(work->noted_at != 0 && TimestampDifferenceExceeds(work->noted_at, now, RECORD_MS)))
+		record(checkpoint, now);
+}
+
+void
+outbox_recorder_finish(TimestampTz now)
+{
+	outbox_dispatch_pass_overtaken(now);
+	record(true, now);
+}
+
+TimestampTz
+outbox_recorder_next(void)
+{
+	TimestampTz next = DT_NOEND;
+
+	if (work->noted_at != 0)
+		next = TimestampTzPlusMilliseconds(work->noted_at, RECORD_MS);
+	if (work->moved)
+		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, CHECKPOINT_MS));
+	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->paused_until);
+}
+
+bool
+outbox_recorder_complete(void)
+{
+	return !full_state;
+}

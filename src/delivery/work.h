@@ -1,0 +1,45 @@
+/*
+ * What the steps of a turn share: whose log it is, where the head is, and what there is to do; and their short transactions.
+ */
+#ifndef OUTBOX_WORK_H
+#define OUTBOX_WORK_H
+
+#include "bell.h"
+#include "tick.h"
+
+typedef struct OutboxWork
+{
+	OutboxDatabase *database;
+	Oid			extension;
+	Oid			schema;
+	int64		epoch;
+	MemoryContext context;		/* of the turn: reset at its end */
+
+	OutboxPosition head;		/* how far the log has been read for everybody who keeps up */
+	uint64		head_offset;	/* events up to the head */
+	OutboxTick *newest;			/* durable; where lanes that read for themselves stop */
+	uint64		start_clock;	/* events older than this worker may have delivery rows already */
+
+	bool		over;			/* this database is not ours any more … */
+	bool		gone;			/* … because the extension is gone */
+	bool		want_tick;
+	bool		want_reload;	/* subscriptions changed */
+	bool		want_resync;	/* an operator changed deliveries */
+	bool		moved;			/* cursors may have, since the last checkpoint */
+	TimestampTz noted_at;		/* when the oldest unwritten note was seen; 0: none */
+	TimestampTz paused_until;	/* nothing touches tables before */
+} OutboxWork;
+
+extern OutboxWork outbox_work;
+
+/* Opens a transaction on an extension that is there and stays there until its end; false: not now (or over). */
+extern bool outbox_work_begin(const char *activity);
+extern void outbox_work_commit(void);
+
+/* Leaves tables alone for a while: after an error, or when something is locked. */
+extern void outbox_work_pause(TimestampTz now, int ms);
+
+#define OUTBOX_PAUSE_MS 1000	/* after an error */
+#define OUTBOX_BUSY_MS 100		/* when something is locked */
+
+#endif							/* OUTBOX_WORK_H */
