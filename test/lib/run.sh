@@ -73,7 +73,7 @@ run_regress() {
 		cat "$scratch/$kind.log"
 		[ -f regression.diffs ] && cat regression.diffs
 	fi
-	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "$kind tests: $good passed" $((SECONDS - began))
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "$kind tests: $good passed, $bad failed" $((SECONDS - began))
 }
 
 # run_tap FILE: one file of test/t.
@@ -100,7 +100,7 @@ run_tap() {
 			}
 		done
 	fi
-	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "${sentence//_/ }: $good checks" $((SECONDS - began))
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "${sentence//_/ }: $good checks$([ "$bad" = 0 ] || echo ", $bad failed")" $((SECONDS - began))
 }
 
 closing_line() {
