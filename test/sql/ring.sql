@@ -1,8 +1,10 @@
 -- The ring: rotation, sealing, and retirement only on proof.  No worker runs here; the cursors it would have written are written by hand, and old
 -- events come as a restored dump would bring them.
 \set ON_ERROR_STOP on
+-- a database of its own: tick numbers begin at 1
+CREATE DATABASE outbox_ring TEMPLATE template0;
+\c outbox_ring
 SET client_min_messages = warning;
-DROP EXTENSION IF EXISTS outbox CASCADE;
 CREATE EXTENSION outbox;
 \pset format unaligned
 \pset null -
@@ -101,4 +103,5 @@ SET default_transaction_isolation = 'repeatable read';
 SELECT * FROM round;
 RESET default_transaction_isolation;
 SELECT outbox.enqueue('same.transaction', '1') IS NOT NULL AS enqueued, (SELECT count(*) FROM outbox.maintain());
-DROP EXTENSION outbox CASCADE;
+\c postgres
+DROP DATABASE outbox_ring;
