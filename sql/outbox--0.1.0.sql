@@ -485,6 +485,20 @@ SELECT NULL::pg_catalog.uuid        AS id,
        NULL::pg_catalog.text        AS dedup_key,
        NULL::pg_catalog.text        AS tenant
  WHERE false;
+-- A session with session_replication_role = replica fires no such trigger, and the insert would vanish without a word: the default, which a view evaluates first, says so.
+CREATE FUNCTION outbox._refuse_replica() RETURNS uuid LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('session_replication_role') = 'replica' THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'cannot insert into outbox.new_event while session_replication_role is replica',
+            DETAIL = 'Triggers do not fire there.', HINT = 'Call outbox.enqueue().';
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._refuse_replica() IS 'The default of new_event.id: NULL, or an error where the insert would be lost';
+ALTER VIEW outbox.new_event ALTER COLUMN id SET DEFAULT outbox._refuse_replica();
+
 CREATE TRIGGER enqueue INSTEAD OF INSERT ON outbox.new_event FOR EACH ROW EXECUTE FUNCTION outbox._new_event();
 
 COMMENT ON VIEW outbox.new_event IS 'Events to be: an INSERT is a call of enqueue(); RETURNING id gives the id. Always empty.';
@@ -707,8 +721,10 @@ COMMENT ON FUNCTION outbox._check_subscription(outbox.subscription) IS
 -- The 60 clock bits of an instant, and the lowest id with given clock bits (src/event_id.h): so that a time can stand for a place among the ids.
 CREATE FUNCTION outbox._clock_at(instant timestamptz) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN (floor(extract(epoch FROM instant) * 1000)::bigint << 12)
-     + ((extract(epoch FROM instant) * 1000000)::bigint - floor(extract(epoch FROM instant) * 1000)::bigint * 1000) * 4096 / 1000;
+RETURN CASE WHEN instant <= '1970-01-01 00:00:00+00' THEN 0
+            WHEN instant >= '9999-12-31 00:00:00+00' THEN 1152921504606846975
+            ELSE (floor(extract(epoch FROM instant) * 1000)::bigint << 12)
+               + ((extract(epoch FROM instant) * 1000000)::bigint - floor(extract(epoch FROM instant) * 1000)::bigint * 1000) * 4096 / 1000 END;
 COMMENT ON FUNCTION outbox._clock_at(timestamptz) IS 'The clock bits of an id of this instant: 48 bits of Unix milliseconds, 12 of fraction';
 
 CREATE FUNCTION outbox._lowest_id(clock bigint) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -1386,19 +1402,24 @@ COMMENT ON COLUMN outbox.dead_letter.tenant IS 'Of the event';
 -- The head of a blocked key is the one that is not itself waiting behind another: it retries, is in flight, or died and holds the key (on_dead = block).
 CREATE VIEW outbox.blocked_key AS
 SELECT s.name AS subscription,
-       head.key,
-       head.event_id AS head_event_id,
-       behind.waiting,
+       held.key,
+       held.head_event_id,
+       held.waiting,
        COALESCE(head.first_attempt_at, head.next_attempt_at) AS since,
        head.next_attempt_at
-  FROM outbox.subscription AS s
- CROSS JOIN LATERAL (SELECT DISTINCT ON (d.key) d.key, d.event_id, d.first_attempt_at, d.next_attempt_at
-                       FROM outbox.delivery AS d
-                      WHERE d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.key IS NOT NULL
-                        AND (d.status OPERATOR(pg_catalog.=) 'retrying' OR (s.on_dead OPERATOR(pg_catalog.=) 'block' AND d.status OPERATOR(pg_catalog.=) 'dead'))
-                      ORDER BY d.key, d.event_id) AS head
-  LEFT JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting FROM outbox.delivery AS d
-                      WHERE d.subscription_id OPERATOR(pg_catalog.=) s.id AND d.key OPERATOR(pg_catalog.=) head.key AND d.status OPERATOR(pg_catalog.=) 'blocked') AS behind ON true
+  FROM (SELECT d.subscription_id, d.key,
+               -- the oldest that holds back; there is no min() of uuid
+               (pg_catalog.array_agg(d.event_id ORDER BY d.event_id USING OPERATOR(pg_catalog.<))
+                    FILTER (WHERE d.status OPERATOR(pg_catalog.<>) 'blocked'))[1] AS head_event_id,
+               pg_catalog.count(*) FILTER (WHERE d.status OPERATOR(pg_catalog.=) 'blocked') AS waiting
+          FROM outbox.delivery AS d
+          JOIN outbox.subscription AS o ON o.id OPERATOR(pg_catalog.=) d.subscription_id
+         WHERE d.key IS NOT NULL
+           AND (d.status OPERATOR(pg_catalog.=) 'retrying' OR d.status OPERATOR(pg_catalog.=) 'blocked'
+                OR (o.on_dead OPERATOR(pg_catalog.=) 'block' AND d.status OPERATOR(pg_catalog.=) 'dead'))
+         GROUP BY d.subscription_id, d.key) AS held
+  JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) held.subscription_id
+  JOIN outbox.delivery AS head ON head.subscription_id OPERATOR(pg_catalog.=) held.subscription_id AND head.event_id OPERATOR(pg_catalog.=) held.head_event_id
  WHERE s.ordering OPERATOR(pg_catalog.=) 'key';
 COMMENT ON VIEW outbox.blocked_key IS 'Keys that are held back by an event that was not delivered';
 COMMENT ON COLUMN outbox.blocked_key.subscription IS 'Where';
@@ -1711,6 +1732,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_raw'),
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_many'),
         (0, 'INSERT',      'TABLE outbox.new_event'),
+        (0, 'EXECUTE',     'FUNCTION outbox._refuse_replica'),
         (0, 'SELECT (id)', 'TABLE outbox.new_event'),        -- for INSERT … RETURNING id
         (1, 'USAGE',       'SCHEMA outbox'),
         (1, 'SELECT',      'TABLE outbox.subscription_status'),
@@ -1807,7 +1829,28 @@ COMMENT ON FUNCTION outbox.revoke_role(regrole, text) IS
 'Takes the rights of a kind from a role. publisher is one thing; of consumer, manager and operator, each including the one before, none is left: to make an operator a manager, revoke and grant.
 Only superusers may call this. Errors: 22023 for an unknown kind.';
 
--- Functions are EXECUTE for PUBLIC when they are created, and ALTER DEFAULT PRIVILEGES may have added more. From here on nobody but the owner has any right.
+-- Functions are EXECUTE for PUBLIC when they are created, and ALTER DEFAULT PRIVILEGES may have added more, for any role. From here on nobody but the owner has any right.
+DO $revoke_all$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT DISTINCT a.grantee::pg_catalog.regrole AS role
+          FROM (SELECT relacl AS acl, relowner AS owner FROM pg_catalog.pg_class WHERE relnamespace = 'outbox'::pg_catalog.regnamespace
+                UNION ALL
+                SELECT proacl, proowner FROM pg_catalog.pg_proc WHERE pronamespace = 'outbox'::pg_catalog.regnamespace
+                UNION ALL
+                SELECT nspacl, nspowner FROM pg_catalog.pg_namespace WHERE oid = 'outbox'::pg_catalog.regnamespace) AS o
+         CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) AS a
+         WHERE a.grantee <> 0 AND a.grantee <> o.owner
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL ROUTINES IN SCHEMA outbox FROM %s', granted.role);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM %s', granted.role);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM %s', granted.role);
+        EXECUTE pg_catalog.format('REVOKE ALL ON SCHEMA outbox FROM %s', granted.role);
+    END LOOP;
+END
+$revoke_all$;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM PUBLIC;

@@ -99,11 +99,33 @@ check_type(const text *type, bool reserved)
 				 errdetail("Types whose first word is \"%s\" belong to the extension.", first)));
 }
 
+/*
+ * What is sent is the text of a payload.  A number may be far longer there than in jsonb, where an exponent is a few bytes; in a small jsonb there is no room for one that
+ * matters.
+ */
+static Size
+body_size(const Arguments *arguments)
+{
+	const Size	small = 256;
+	Jsonb	   *payload = arguments->payload;
+	char	   *text;
+	Size		size;
+
+	if (payload == NULL)
+		return VARSIZE_ANY_EXHDR(arguments->body);
+	size = VARSIZE(payload) - VARHDRSZ;
+	if (size <= small || size > (Size) outbox_max_payload * 1024)
+		return size;
+	text = JsonbToCString(NULL, &payload->root, size);
+	size = strlen(text);
+	pfree(text);
+	return size;
+}
+
 static void
 check_body(const Arguments *arguments)
 {
-	const void *content = arguments->payload != NULL ? (const void *) arguments->payload : arguments->body;
-	Size		size = VARSIZE_ANY_EXHDR(content);
+	Size		size = body_size(arguments);
 
 	if (size > (Size) outbox_max_payload * 1024)
 		ereport(ERROR,

@@ -113,11 +113,18 @@ outbox_position_now(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
-/* _acting_role() → oid: the role of the session, after SET ROLE, also inside SECURITY DEFINER functions. */
+/*
+ * _acting_role() → oid: the role of the session, after SET ROLE, also inside SECURITY DEFINER functions.  In a security-restricted operation (ANALYZE or CREATE INDEX on
+ * somebody's expression index) that role did not choose what runs, so nobody acts there.
+ */
 PG_FUNCTION_INFO_V1(outbox_acting_role);
 Datum
 outbox_acting_role(PG_FUNCTION_ARGS)
 {
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot operate outbox within a security-restricted operation")));
 	PG_RETURN_OID(GetOuterUserId());
 }
 

@@ -551,6 +551,11 @@ static const char delete_kept[] =
 "DELETE FROM outbox.kept_event WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.kept_event AS k"
 " WHERE NOT EXISTS (SELECT FROM outbox.delivery AS d WHERE d.event_id = k.id) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
+/* Earlier matching rules that apply to no event of the log any more. */
+static const char delete_matches[] =
+"DELETE FROM outbox.subscription_match WHERE ctid = ANY (ARRAY(SELECT m.ctid FROM outbox.subscription_match AS m"
+" WHERE NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id < outbox._lowest_id(m.until_clock + 1)) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
 static void
 delete_rows(Round *round, const char *statement, const char *what)
 {
@@ -663,6 +668,7 @@ run_round(Round *round)
 	delete_rows(round, delete_ownerless, "deliveries whose subscription is gone");
 	delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
 	delete_rows(round, delete_kept, "kept events that no delivery points to any more");
+	delete_rows(round, delete_matches, "matching rules that no event is old enough for");
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)
 		if (i != outbox_ring_attempt_part(round->now))

@@ -47,8 +47,8 @@ tenant_hash(const char *tenant)
 }
 
 /* Which lanes an event must be offered to.  A lane with earlier rules is offered everything until they are history. */
-static void
-build_index(void)
+void
+outbox_dispatch_reindex(void)
 {
 	HASHCTL		control = {.keysize = sizeof(uint64), .entrysize = sizeof(TenantEntry)};
 	List	   *lanes = outbox_lane_all();
@@ -130,7 +130,7 @@ outbox_dispatch_configure(List *subscriptions, List **added)
 		if (!lane->present)
 			outbox_lane_drop(lane);
 	}
-	build_index();
+	outbox_dispatch_reindex();
 }
 
 /* ---- exceptions read back ---- */
@@ -140,12 +140,15 @@ static void
 revive(OutboxItem *item, const OutboxException *exception)
 {
 	item->seen = true;
-	if (item->state != OUTBOX_ITEM_HELD || exception->status == OUTBOX_ROW_DEAD)
+	item->withdrawn = false;
+	if (!item->dead || exception->status == OUTBOX_ROW_DEAD)
 		return;
+	item->dead = false;
 	item->attempts = exception->attempts;
 	item->first_at = exception->first_at;
 	item->next_at = exception->next_at;
-	outbox_item_retry(item);
+	if (item->state == OUTBOX_ITEM_HELD)
+		outbox_item_retry(item);
 }
 
 static void
@@ -154,11 +157,15 @@ forget_seen(OutboxItem *item)
 	item->seen = false;
 }
 
-/* A row that an operator took away. What is in flight ends on its own. */
+/* A row that an operator took away. */
 static void
 drop_unseen(OutboxItem *item)
 {
-	if (!item->seen && item->state != OUTBOX_ITEM_IN_FLIGHT)
+	if (item->seen)
+		return;
+	if (item->state == OUTBOX_ITEM_IN_FLIGHT)
+		item->withdrawn = true;
+	else
 		outbox_item_finish(item);
 }
 
@@ -177,7 +184,7 @@ outbox_dispatch_exceptions(const OutboxException *exceptions, int n)
 		item = outbox_item_exception(exception->subscription, &exception->event_id);
 		if (item != NULL)
 			revive(item, exception);
-		else
+		else if (!outbox_ledger_noted(exception->subscription, &exception->event_id))
 			outbox_item_take_over(lane, exception);
 	}
 	outbox_item_each_exception(drop_unseen);
@@ -370,6 +377,7 @@ die_letter(OutboxItem *item, const OutboxExchange *exchange, const char *reason)
 		return;
 	}
 	item->state = OUTBOX_ITEM_HELD;
+	item->dead = true;
 	if (item->row)
 	{
 		outbox_item_note(item, OUTBOX_ROW_DEAD, exchange, reason, true);
@@ -433,6 +441,12 @@ outbox_dispatch_finished(OutboxItem *item, const OutboxExchange *exchange, Times
 	}
 	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange);
 	tell(lane, exchange, now);
+	if (item->withdrawn)
+	{
+		outbox_item_finish(item);
+		outbox_lane_enlist(lane);
+		return;
+	}
 	switch (verdict.decision)
 	{
 		case OUTBOX_DONE:

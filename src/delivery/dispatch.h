@@ -16,6 +16,9 @@ extern void outbox_dispatch_init(OutboxDatabase *database);
 /* Takes over a freshly loaded list; lanes of missing subscriptions are dropped. New lanes are appended to *added. */
 extern void outbox_dispatch_configure(List *subscriptions, List **added);
 
+/* Subscriptions changed what they match. */
+extern void outbox_dispatch_reindex(void);
+
 /* Exceptions read back: at start, and after an operator changed some (then those that vanished are dropped). */
 extern void outbox_dispatch_exceptions(const OutboxException *exceptions, int n);
 

@@ -371,7 +371,9 @@ leave_key(OutboxItem *item)
 		return;
 	next = dlist_head_element(OutboxItem, key_node, &queue->items);
 	Assert(next->state == OUTBOX_ITEM_WAITING);
-	if (next->next_at != 0)
+	if (next->dead)
+		next->state = OUTBOX_ITEM_HELD;
+	else if (next->next_at != 0)
 		outbox_item_retry(next);
 	else
 		outbox_item_ready(next, true);
@@ -519,6 +521,7 @@ outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExcha
 	RowId		id = {.event_id = item->id, .subscription = lane->subscription->id};
 	RowEntry   *entry;
 
+	lane->max_row_seq = Max(lane->max_row_seq, item->seq);
 	outbox_item_note(item, status, exchange, reason, false);
 	entry = hash_search(rows, &id, HASH_ENTER, NULL);
 	entry->item = item;
@@ -543,11 +546,12 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	item->attempts = exception->attempts;
 	item->first_at = exception->first_at;
 	item->next_at = exception->status == OUTBOX_ROW_RETRYING ? exception->next_at : 0;
+	item->dead = exception->status == OUTBOX_ROW_DEAD;
 	lane->n_rows++;
 
 	if (!join_key(item))
 		item->state = OUTBOX_ITEM_WAITING;
-	else if (exception->status == OUTBOX_ROW_DEAD)
+	else if (item->dead)
 		item->state = OUTBOX_ITEM_HELD;
 	else if (item->next_at != 0)
 		outbox_item_retry(item);
@@ -607,19 +611,35 @@ pass(OutboxItem *item)
 	}
 }
 
+/*
+ * at_once: the lane is about to go back to where its oldest item without a row begins.  Whatever lies beyond that place must then be untouched: not done, not an exception, not in flight, or
+ * it would be sent again when it is read again.
+ */
 void
 outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 {
+	uint64		touched = lane->max_done_seq;
 	dlist_mutable_iter iter;
 
+	if (at_once)
+	{
+		touched = Max(touched, lane->max_row_seq + 1);
+		dlist_foreach_modify(iter, &lane->outstanding)
+		{
+			OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
+
+			if (item->state == OUTBOX_ITEM_IN_FLIGHT)
+				touched = Max(touched, item->seq + 1);
+		}
+	}
 	dlist_foreach_modify(iter, &lane->outstanding)
 	{
 		OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
-		bool		overtaken = item->seq < lane->max_done_seq &&
+		bool		overtaken = item->seq < touched &&
 			(at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS));
 		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
 
-		if (!overtaken && !blocked && !(at_once && item->state == OUTBOX_ITEM_IN_FLIGHT))
+		if (!overtaken && !blocked)
 			continue;
 		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
 			return;

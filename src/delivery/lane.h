@@ -33,6 +33,8 @@ typedef struct OutboxItem
 	bool		keyed;
 	uint64		key_hash;
 	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
+	bool		dead;			/* a dead letter that holds back its key */
+	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
 	int			attempts;
 	TimestampTz entered_at;
@@ -70,7 +72,8 @@ struct OutboxLane
 	uint64		offset;			/* events passed, unless at_head */
 
 	uint64		next_seq;
-	uint64		max_done_seq;	/* highest seq of a done item */
+	uint64		max_done_seq;	/* highest seq of a done item … */
+	uint64		max_row_seq;	/* … and of one that became an exception */
 	int			n_outstanding;
 	int			n_rows;
 	int			in_flight;

@@ -77,6 +77,7 @@ static const char *const status_names[] = {
 
 static dlist_head notes = DLIST_STATIC_INIT(notes);
 static int	n_notes = 0;
+static int	n_new_rows = 0;
 static MemoryContext attempts_context;
 static Attempt *attempts;
 static int	n_attempts = 0;
@@ -167,6 +168,7 @@ outbox_ledger_put(const OutboxRow *row, bool known)
 	note->row.error = copy(note, row->error);
 	note->row.reason = copy(note, row->reason);
 	note->known = known;
+	n_new_rows += !known;
 	keep_note(note);
 }
 
@@ -195,6 +197,28 @@ int
 outbox_ledger_pending(void)
 {
 	return n_notes + n_attempts;
+}
+
+int
+outbox_ledger_new_rows(void)
+{
+	return n_new_rows;
+}
+
+bool
+outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &notes)
+	{
+		const Note *note = dlist_container(Note, node, iter.cur);
+
+		if (!note->written && note->kind != NOTE_DISABLE && note->row.subscription == subscription &&
+			memcmp(&note->row.event_id, event_id, sizeof(pg_uuid_t)) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* ---- SPI: constant statements, prepared once ---- */
@@ -324,13 +348,6 @@ static Statement select_exceptions = {
 
 static Statement select_settled = {
 	"SELECT d.subscription_id, d.event_id FROM outbox.delivery d WHERE d.event_id = ANY ($1)", 1, {UUIDARRAYOID}
-};
-
-static Statement delete_matches = {
-	"DELETE FROM outbox.subscription_match m WHERE m.subscription_id = $1 AND m.version IN"
-	" (SELECT l.version FROM outbox.subscription_match l WHERE l.subscription_id = $1"
-	"  AND pg_catalog.pg_snapshot_xmax(l.until_snapshot) <= $2 FOR UPDATE SKIP LOCKED)",
-	2, {INT4OID, XID8OID}
 };
 
 /* ---- writing delivery rows ---- */
@@ -526,6 +543,7 @@ outbox_ledger_committed(void)
 			continue;
 		dlist_delete(&note->node);
 		n_notes--;
+		n_new_rows -= note->kind == NOTE_PUT && !note->known;
 		MemoryContextDelete(note->context);
 	}
 }
@@ -772,13 +790,4 @@ outbox_ledger_settled(const OutboxLoggedEvent *events, int n, OutboxSettled **se
 	}
 	SPI_finish();
 	return found;
-}
-
-void
-outbox_ledger_drop_matches(int32 subscription, const OutboxSnapshot *passed)
-{
-	Datum		values[] = {Int32GetDatum(subscription),
-		FullTransactionIdGetDatum(FullTransactionIdFromU64(passed->xmin))};
-
-	execute(&delete_matches, values, NULL);
 }

@@ -66,8 +66,12 @@ extern void outbox_ledger_put(const OutboxRow *row, bool known);
 extern void outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_ledger_disable(int32 subscription, const char *reason);
 
-/* How many notes wait to be written. */
+/* How many notes wait to be written; how many of those are of rows that do not exist yet. */
 extern int	outbox_ledger_pending(void);
+extern int	outbox_ledger_new_rows(void);
+
+/* Does a note about this row wait, put off because somebody has locked it? */
+extern bool outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id);
 
 /* ---- writing, in a transaction with SPI connected ---- */
 
@@ -99,8 +103,5 @@ extern OutboxException *outbox_ledger_load_exceptions(int *n);
 
 /* Which of these events have delivery rows, of whom. */
 extern int	outbox_ledger_settled(const OutboxLoggedEvent *events, int n, OutboxSettled **settled);
-
-/* Removes earlier matching rules that no cursor needs any more. */
-extern void outbox_ledger_drop_matches(int32 subscription, const OutboxSnapshot *passed);
 
 #endif							/* OUTBOX_LEDGER_H */

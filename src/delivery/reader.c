@@ -191,10 +191,7 @@ read_log(List *hungry, bool tick_now, bool read_on, TimestampTz now)
 	OutboxChunk *chunk;
 
 	if (!outbox_work_begin("reading events"))
-	{
-		outbox_work_pause(now, OUTBOX_BUSY_MS);
 		return;
-	}
 	reading = true;
 	chunk = read_head(tick_now, read_on);
 	if (hungry != NIL || outbox_dispatch_fetching())
@@ -210,7 +207,7 @@ read_log(List *hungry, bool tick_now, bool read_on, TimestampTz now)
 			outbox_log_close(log);
 		}
 		else
-			outbox_work_pause(now, OUTBOX_BUSY_MS);
+			outbox_work_pause(OUTBOX_BUSY_MS);
 		PopActiveSnapshot();
 	}
 	reading = false;
@@ -224,7 +221,7 @@ read_log(List *hungry, bool tick_now, bool read_on, TimestampTz now)
 		unconfirmed = chunk;
 	}
 	else if (tick_now || read_on)
-		outbox_work_pause(now, OUTBOX_BUSY_MS);
+		outbox_work_pause(OUTBOX_BUSY_MS);
 	if (careful > 0)
 		careful--;
 }
@@ -267,10 +264,11 @@ outbox_reader_step(TimestampTz now)
 		OutboxLane *lane = lfirst(cell);
 
 		feed_from_cache(lane);
-		if (needs_reading(lane) && (!lane->need_settled || outbox_ledger_pending() == 0))
+		if (needs_reading(lane) && (!lane->need_settled || outbox_ledger_new_rows() == 0))
 			hungry = lappend(hungry, lane);
 	}
-	if (now < work->paused_until || !(tick_now || read_on || hungry != NIL || outbox_dispatch_fetching()))
+	if (!(tick_now || read_on || hungry != NIL || outbox_dispatch_fetching()) ||
+		!outbox_work_step(OUTBOX_STEP_READ, now))
 		return;
 	read_log(hungry, tick_now, read_on, now);
 	outbox_reader_confirm();
@@ -285,10 +283,10 @@ outbox_reader_failed(void)
 	work->want_tick = true;
 }
 
-TimestampTz
-outbox_reader_tick_at(void)
+bool
+outbox_reader_tick_due(TimestampTz now)
 {
-	return TimestampTzPlusMilliseconds(ticked_at, POLL_MS);
+	return TimestampDifferenceExceeds(ticked_at, now, POLL_MS);
 }
 
 TimestampTz
@@ -296,9 +294,9 @@ outbox_reader_next(TimestampTz now)
 {
 	if (unconfirmed != NULL)
 		return TimestampTzPlusMilliseconds(now, CONFIRM_MS);
-	if (!work->want_tick && !work->head.partial && !starving && !outbox_dispatch_fetching())
-		return DT_NOEND;
 	if (work->head.partial && !outbox_lane_head_may_read(now))
 		return TimestampTzPlusMilliseconds(now, CONFIRM_MS);
-	return Max(now, work->paused_until);
+	if (work->want_tick || work->head.partial || starving || outbox_dispatch_fetching())
+		return Max(now, work->not_before[OUTBOX_STEP_READ]);
+	return Max(TimestampTzPlusMilliseconds(ticked_at, POLL_MS), work->not_before[OUTBOX_STEP_READ]);
 }

@@ -15,8 +15,8 @@ extern void outbox_reader_confirm(void);
 /* An error was raised: if it came from reading, read row by row for a while, so that a bad row is found. */
 extern void outbox_reader_failed(void);
 
-/* When a tick is due without a ring; when there is more to read (DT_NOEND: not before something happens). */
-extern TimestampTz outbox_reader_tick_at(void);
+/* Is a tick due without a ring?  When is there more to do? */
+extern bool outbox_reader_tick_due(TimestampTz now);
 extern TimestampTz outbox_reader_next(TimestampTz now);
 
 #endif							/* OUTBOX_READER_H */

@@ -66,10 +66,11 @@ write_cursors(void)
 	}
 }
 
-/* Earlier matching rules are history once a lane's base has seen all that they apply to. */
+/* Earlier matching rules are history for a lane whose base has seen all that they apply to. Their rows stay, for event_status(). */
 static void
-drop_history(void)
+forget_history(void)
 {
+	bool		forgotten = false;
 	ListCell   *cell;
 
 	foreach(cell, outbox_lane_all())
@@ -81,9 +82,11 @@ drop_history(void)
 			continue;
 		if (!outbox_lane_cursor(lane, &position))
 			position = work->head;
-		if (position.base->snapshot != NULL)
-			outbox_ledger_drop_matches(lane->subscription->id, position.base->snapshot);
+		if (position.base->snapshot != NULL && outbox_subscription_forget(lane->subscription, position.base->snapshot))
+			forgotten = true;
 	}
+	if (forgotten)
+		outbox_dispatch_reindex();
 }
 
 /* Writes what was noted, and with a checkpoint the cursors that it allows, in one transaction. */
@@ -93,10 +96,7 @@ record(bool checkpoint, TimestampTz now)
 	volatile bool written = false;
 
 	if (!outbox_work_begin(checkpoint ? "recording outcomes and cursors" : "recording outcomes"))
-	{
-		outbox_work_pause(now, OUTBOX_BUSY_MS);
 		return;
-	}
 	PG_TRY();
 	{
 		SPI_connect();
@@ -107,7 +107,6 @@ record(bool checkpoint, TimestampTz now)
 			if (outbox_ledger_turn())
 				full_state = true;
 			write_cursors();
-			drop_history();
 			ForceSyncCommit();
 		}
 		if (work->want_resync)
@@ -133,6 +132,7 @@ record(bool checkpoint, TimestampTz now)
 	work->noted_at = outbox_ledger_pending() > 0 ? now : 0;
 	if (checkpoint)
 	{
+		forget_history();
 		full_state = false;
 		work->moved = false;
 		done = 0;
@@ -173,7 +173,7 @@ outbox_recorder_step(TimestampTz now)
 {
 	bool		checkpoint = checkpoint_due(now);
 
-	if (now < work->paused_until)
+	if (!outbox_work_step(OUTBOX_STEP_RECORD, now))
 		return;
 	if (checkpoint)
 	{
@@ -188,6 +188,7 @@ outbox_recorder_step(TimestampTz now)
 void
 outbox_recorder_finish(TimestampTz now)
 {
+	work->step = OUTBOX_STEP_RECORD;
 	outbox_dispatch_pass_overtaken(now);
 	record(true, now);
 }
@@ -201,7 +202,7 @@ outbox_recorder_next(void)
 		next = TimestampTzPlusMilliseconds(work->noted_at, RECORD_MS);
 	if (work->moved)
 		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, CHECKPOINT_MS));
-	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->paused_until);
+	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->not_before[OUTBOX_STEP_RECORD]);
 }
 
 bool

@@ -311,6 +311,18 @@ outbox_subscription_unpin(OutboxSubscription *subscription)
 	MemoryContextDelete(subscription->context);
 }
 
+bool
+outbox_subscription_forget(OutboxSubscription *subscription, const OutboxSnapshot *passed)
+{
+	int			n = 0;
+
+	while (n < subscription->n_earlier && subscription->earlier[n].until->xmax <= passed->xmin)
+		n++;
+	subscription->n_earlier -= n;
+	memmove(subscription->earlier, subscription->earlier + n, subscription->n_earlier * sizeof(OutboxMatch));
+	return n > 0;
+}
+
 /* Names consist of characters that need no escape in JSON, so the payload that outbox.ping() made can be compared as text. */
 static bool
 is_pinged(const OutboxSubscription *subscription, const OutboxEvent *event)

@@ -53,6 +53,9 @@ extern List *outbox_subscription_load(int64 epoch);
 extern OutboxSubscription *outbox_subscription_pin(OutboxSubscription *subscription);
 extern void outbox_subscription_unpin(OutboxSubscription *subscription);
 
+/* Drops earlier matching rules that apply only to what this snapshot has seen; true if there were any. */
+extern bool outbox_subscription_forget(OutboxSubscription *subscription, const OutboxSnapshot *passed);
+
 /* Is this event for it? Does not look at positions. */
 extern bool outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEvent *event);
 

@@ -51,7 +51,8 @@ outbox_turn_over(void)
 static void
 maintain_step(TimestampTz now)
 {
-	if (now < work->paused_until || !TimestampDifferenceExceeds(maintained_at, now, outbox_maintenance_interval * 1000))
+	if (!TimestampDifferenceExceeds(maintained_at, now, outbox_maintenance_interval * 1000) ||
+		!outbox_work_step(OUTBOX_STEP_MAINTAIN, now))
 		return;
 	maintained_at = now;
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
@@ -88,13 +89,15 @@ publish(TimestampTz now)
 static long
 time_to_wait(TimestampTz now)
 {
-	TimestampTz next = Min(outbox_reader_tick_at(), outbox_reader_next(now));
+	TimestampTz next = outbox_reader_next(now);
 	long		timeout = outbox_sender_timeout();
 	long		wait;
 
 	if (outbox_sender_can_send())
 		return 0;
 	next = Min(next, Min(outbox_recorder_next(), outbox_item_next_due()));
+	if (work->want_reload)
+		next = Min(next, work->not_before[OUTBOX_STEP_RELOAD]);
 	wait = next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
 	return timeout >= 0 ? Min(timeout, wait) : wait;
 }
@@ -106,14 +109,14 @@ outbox_turn_run(uint32 reasons)
 	MemoryContext old = MemoryContextSwitchTo(work->context);
 	bool		idle;
 
-	if ((reasons & OUTBOX_RING_EVENTS) || outbox_reader_tick_at() <= now)
+	if ((reasons & OUTBOX_RING_EVENTS) || outbox_reader_tick_due(now))
 		work->want_tick = true;
 	if ((reasons & OUTBOX_RING_SUBSCRIPTIONS) || outbox_restore_reload_at() <= now)
 		work->want_reload = true;
 	if (reasons & OUTBOX_RING_DELIVERIES)
 		work->want_resync = true;
 
-	if (work->want_reload && now >= work->paused_until)
+	if (work->want_reload && outbox_work_step(OUTBOX_STEP_RELOAD, now))
 		outbox_restore_reload();
 	outbox_reader_confirm();
 	if (!work->over)
@@ -135,7 +138,7 @@ void
 outbox_turn_failed(void)
 {
 	MemoryContextReset(work->context);
-	outbox_work_pause(GetCurrentTimestamp(), OUTBOX_PAUSE_MS);
+	outbox_work_pause(OUTBOX_PAUSE_MS);
 	outbox_reader_failed();
 }
 

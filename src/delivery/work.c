@@ -28,7 +28,21 @@ outbox_work_commit(void)
 	pgstat_report_stat(false);
 }
 
-/* Opens a transaction on an extension that is there and stays there; false: not now (or over). */
+void
+outbox_work_pause(int ms)
+{
+	work->not_before[work->step] = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+}
+
+bool
+outbox_work_step(OutboxStep step, TimestampTz now)
+{
+	if (now < work->not_before[step])
+		return false;
+	work->step = step;
+	return true;
+}
+
 bool
 outbox_work_begin(const char *activity)
 {
@@ -48,11 +62,7 @@ outbox_work_begin(const char *activity)
 		work->over = work->gone = true;
 	}
 	outbox_work_commit();
+	outbox_work_pause(OUTBOX_BUSY_MS);
 	return false;
 }
 
-void
-outbox_work_pause(TimestampTz now, int ms)
-{
-	work->paused_until = TimestampTzPlusMilliseconds(now, ms);
-}

@@ -7,6 +7,16 @@
 #include "bell.h"
 #include "tick.h"
 
+/* The steps that touch tables.  Each is put off by itself, so that one that cannot go on does not stop the others. */
+typedef enum OutboxStep
+{
+	OUTBOX_STEP_RELOAD,
+	OUTBOX_STEP_READ,
+	OUTBOX_STEP_RECORD,
+	OUTBOX_STEP_MAINTAIN,
+	OUTBOX_STEPS
+} OutboxStep;
+
 typedef struct OutboxWork
 {
 	OutboxDatabase *database;
@@ -27,17 +37,21 @@ typedef struct OutboxWork
 	bool		want_resync;	/* an operator changed deliveries */
 	bool		moved;			/* cursors may have, since the last checkpoint */
 	TimestampTz noted_at;		/* when the oldest unwritten note was seen; 0: none */
-	TimestampTz paused_until;	/* nothing touches tables before */
+	OutboxStep	step;			/* the one that is going on */
+	TimestampTz not_before[OUTBOX_STEPS];
 } OutboxWork;
 
 extern OutboxWork outbox_work;
 
-/* Opens a transaction on an extension that is there and stays there until its end; false: not now (or over). */
+/* Begins a step, if it is not put off. */
+extern bool outbox_work_step(OutboxStep step, TimestampTz now);
+
+/* Opens a transaction on an extension that is there and stays there until its end; false: not now (the step is put off), or over. */
 extern bool outbox_work_begin(const char *activity);
 extern void outbox_work_commit(void);
 
-/* Leaves tables alone for a while: after an error, or when something is locked. */
-extern void outbox_work_pause(TimestampTz now, int ms);
+/* Puts the step that is going on off for a while: after an error, or when something is locked. */
+extern void outbox_work_pause(int ms);
 
 #define OUTBOX_PAUSE_MS 1000	/* after an error */
 #define OUTBOX_BUSY_MS 100		/* when something is locked */

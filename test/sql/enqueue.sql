@@ -68,6 +68,12 @@ SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', key => repeat('x', 1025
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', tenant => repeat('x', 129))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue(repeat('x', 256), '1')$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', to_jsonb(repeat('x', 1024 * 1024)))$$);
+-- a number may be far longer in what is sent than in what is stored
+SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', (SELECT jsonb_agg(1e100000) FROM generate_series(1, 30)))$$);
+-- INSTEAD OF triggers do not fire in a session of this kind: refused, not lost
+SET session_replication_role = replica;
+SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (type, payload) VALUES ('a', '1')$$);
+RESET session_replication_role;
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', headers => (SELECT jsonb_object_agg('h' || i, repeat('x', 1000)) FROM generate_series(1, 20) i))$$);
 SELECT args, pg_temp.refusal(format('SELECT outbox.enqueue_raw(%s)', args)) FROM unnest(ARRAY[
     $$'a', NULL, 'text/plain'$$, $$'a', 'x', NULL$$, $$'a', 'x', ''$$, $$'a', 'x', E'text/plain\r\na: b'$$]) AS args;

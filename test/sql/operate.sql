@@ -48,6 +48,7 @@ SELECT outbox.redrive('one', dry_run => true) AS one, outbox.redrive('two', dry_
        outbox.redrive(ids => ARRAY[:'a', :'b', :'gone']::uuid[], dry_run => true) AS ids, outbox.redrive(types => '{order.*}', dry_run => true) AS orders,
        outbox.redrive(tenant => 'zeta', dry_run => true) AS zeta, outbox.redrive('one', tenant => 'zeta', dry_run => true) AS one_zeta, outbox.redrive('two', max_events => 1, dry_run => true) AS at_most,
        outbox.redrive(since => outbox._event_time(:'c') - interval '1 day', until => outbox._event_time(:'c') + interval '1 day', dry_run => true) AS around,
+       outbox.redrive(since => '1960-01-01', dry_run => true) AS since_1960, outbox.redrive(since => '-infinity', until => 'infinity', dry_run => true) AS ever,
        outbox.redrive(until => outbox._event_time(:'a') - interval '1 day', dry_run => true) AS before, outbox.redrive(since => outbox._event_time(:'c') + interval '1 day', dry_run => true) AS after,
        outbox.redrive(ids => '{}', dry_run => true) AS nothing;
 SELECT outbox.discard('one', dry_run => true) AS dead, outbox.discard('one', ids => ARRAY[:'a', :'b']::uuid[], dry_run => true) AS named;

@@ -118,6 +118,40 @@ SELECT outbox.revoke_role('regress_outbox_publisher', 'publisher'), outbox.revok
        outbox.revoke_role('regress_outbox_manager', 'manager'), outbox.revoke_role('regress_outbox_operator', 'operator');
 SELECT outbox.unsubscribe('public'), outbox.unsubscribe('private');
 
+\echo -- nothing for whom ALTER DEFAULT PRIVILEGES gives everything, either: in a database of its own
+SELECT current_database() AS home \gset
+CREATE DATABASE outbox_rights TEMPLATE template0;
+\c outbox_rights
+SET client_min_messages = warning;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO regress_outbox_nobody;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO regress_outbox_nobody;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO regress_outbox_nobody;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO regress_outbox_nobody;
+CREATE EXTENSION outbox;
+SELECT has_table_privilege('regress_outbox_nobody', 'outbox.secret', 'SELECT'), has_function_privilege('regress_outbox_nobody', 'outbox.start(boolean)', 'EXECUTE'),
+       has_sequence_privilege('regress_outbox_nobody', 'outbox.secret_id_seq', 'USAGE'), has_schema_privilege('regress_outbox_nobody', 'outbox', 'USAGE');
+\echo -- a manager whose code a superuser runs unawares (ANALYZE of an expression index) has no more rights for that
+SELECT outbox.grant_role('regress_outbox_manager', 'manager');
+GRANT ALL ON SCHEMA public TO regress_outbox_manager;
+SET ROLE regress_outbox_manager;
+CREATE TABLE public.trap (a int);
+INSERT INTO public.trap VALUES (1);
+CREATE FUNCTION public.spring(a int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    PERFORM outbox.subscribe('trap', 'http://127.0.0.1:1/', network => 'private');
+    RETURN a;
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN a;
+END
+$$;
+CREATE INDEX ON public.trap (public.spring(a));
+RESET ROLE;
+ANALYZE public.trap;
+SELECT name FROM outbox.subscription_status;
+\c :home
+DROP DATABASE outbox_rights;
+SET client_min_messages = warning;
+
 \echo -- nothing is left: the roles can be dropped
 REVOKE EXECUTE ON FUNCTION public.refusal(text) FROM PUBLIC;
 DROP ROLE regress_outbox_publisher, regress_outbox_consumer, regress_outbox_manager, regress_outbox_operator, regress_outbox_nobody;

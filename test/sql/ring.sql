@@ -2,6 +2,7 @@
 -- events come as a restored dump would bring them.
 \set ON_ERROR_STOP on
 -- a database of its own: tick numbers begin at 1
+SELECT current_database() AS home \gset
 CREATE DATABASE outbox_ring TEMPLATE template0;
 \c outbox_ring
 SET client_min_messages = warning;
@@ -103,5 +104,5 @@ SET default_transaction_isolation = 'repeatable read';
 SELECT * FROM round;
 RESET default_transaction_isolation;
 SELECT outbox.enqueue('same.transaction', '1') IS NOT NULL AS enqueued, (SELECT count(*) FROM outbox.maintain());
-\c postgres
+\c :home
 DROP DATABASE outbox_ring;
