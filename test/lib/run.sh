@@ -96,7 +96,7 @@ run_tap() {
 		for log in "$scratch/tap/$name/tmp_check/log"/*.log; do
 			[ -f "$log" ] && grep -qE 'PANIC|TRAP|terminated by signal (6|11)|FATAL|ERROR' "$log" && {
 				echo "--- $(basename "$log"), what looks like trouble:"
-				grep -E 'PANIC|TRAP|terminated by signal|FATAL|ERROR' "$log" | cut -c 1-300 | sort | uniq -c | sort -rn | head -n 12
+				grep -E 'PANIC|TRAP|terminated by signal|FATAL|ERROR' "$log" | sed "s/^[-0-9]* [0-9:.]* [A-Z]* \[[0-9]*\] //" | cut -c 1-400 | sort | uniq -c | sort -rn | head -n 12
 			}
 		done
 	fi

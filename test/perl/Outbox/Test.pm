@@ -65,6 +65,8 @@ sub enqueue
 sub session { my ($node, $database) = @_; return Outbox::Session->new($node->connstr($database // 'postgres')) }
 
 # Waits until the code returns something true, and returns that; fails (and returns nothing) after so many seconds.
+my $in_vain = 0;
+
 sub wait_for
 {
 	my ($code, $what, $seconds) = @_;
@@ -79,6 +81,7 @@ sub wait_for
 		$pause *= 1.5 if $pause < 0.2;
 	}
 	ok(0, "in vain waited for: $what");
+	die "in vain waited three times: whatever this is, more waiting will not help\n" if ++$in_vain == 3;
 	return;
 }
 
