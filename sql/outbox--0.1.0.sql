@@ -1004,6 +1004,11 @@ DECLARE
     s outbox.subscription := outbox._subscription(resume.name);
 BEGIN
     UPDATE outbox.subscription AS t SET state = 'active', reason = NULL, state_since = now() WHERE t.id = s.id AND t.state <> 'active';
+    IF FOUND THEN
+        -- give_up_after does not count the time in between
+        UPDATE outbox.delivery AS d SET first_attempt_at = d.first_attempt_at + (now() - greatest(s.state_since, d.first_attempt_at))
+         WHERE d.subscription_id = s.id AND d.status NOT IN ('dead', 'discarded') AND d.first_attempt_at IS NOT NULL;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped. Errors: 42704 for an unknown name.';

@@ -198,18 +198,15 @@ forget_lanes(Oid database, Oid kept)
 }
 
 /*
- * Nothing is known about the log any more.  `tick` goes on, because a worker may be counting; so do the fields that belong to the worker and to
- * those who wait for it.  The caller holds the slot's lock.
+ * Nothing is known about the segments any more.  The clock and the tick counter go on, because a worker may be counting, and neither ever goes back for the same database;
+ * so do the fields that belong to the worker and to those who wait for it.  The caller holds the slot's lock.
  */
 static void
 reset_log(OutboxDatabase *slot)
 {
 	pg_atomic_write_u32(&slot->current, OUTBOX_NO_SEGMENT);
-	pg_atomic_write_u64(&slot->clock, 0);
 	memset(slot->segments, 0, sizeof(slot->segments));
 	slot->rotated_at = 0;
-	pg_atomic_write_u32(&slot->rung, 0);
-	pg_atomic_write_u32(&slot->prepared, 0);
 }
 
 /* The caller holds the bell's lock; extension InvalidOid: not known yet. */
@@ -219,7 +216,10 @@ occupy_slot(OutboxDatabase *slot, Oid database, Oid extension)
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
 	if (slot->database != database)
 	{
+		pg_atomic_write_u64(&slot->clock, 0);
 		pg_atomic_write_u64(&slot->tick, 0);
+		pg_atomic_write_u32(&slot->rung, 0);
+		pg_atomic_write_u32(&slot->prepared, 0);
 		slot->wanted = false;
 		slot->trouble[0] = '\0';
 		memset(&slot->status, 0, sizeof(slot->status));

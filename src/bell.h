@@ -64,7 +64,7 @@ typedef struct OutboxDatabase
 	Oid			extension;		/* pg_extension.oid; a new one resets the slot */
 
 	/* the log */
-	pg_atomic_uint64 clock;		/* event_id.h; 0: not floored yet */
+	pg_atomic_uint64 clock;		/* event_id.h; 0: not floored yet; never goes back for the same database */
 	pg_atomic_uint32 current;	/* current segment; OUTBOX_NO_SEGMENT: not floored yet */
 	pg_atomic_uint64 tick;		/* number of the newest tick that has begun; advanced before its snapshot is taken */
 	OutboxSegmentState segments[OUTBOX_SEGMENTS];

@@ -69,6 +69,8 @@ outbox_snapshot_take(Snapshot mvcc, pg_atomic_uint64 *clock, bool own_xid)
 
 	/* Clock first: see the header.  Locks taken by the server between these steps keep them in order. */
 	snapshot->clock = pg_atomic_read_u64(clock);
+	if (snapshot->clock == 0)
+		elog(ERROR, "the id clock is not established");
 	next = ReadNextFullTransactionId();
 	snapshot->next = U64FromFullTransactionId(next);
 	snapshot->xmin = widen(mvcc->xmin, next);

@@ -10,6 +10,8 @@
 
 #include "common/hashfn.h"
 #include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "storage/procsignal.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -89,7 +91,8 @@ reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
 
 	outbox_subscription_unpin(lane->subscription);
 	lane->subscription = outbox_subscription_pin(subscription);
-	lane->disabled = false;
+	if (!outbox_ledger_disabling(subscription->id))
+		lane->disabled = false;
 	if (unorder)
 		outbox_lane_unorder(lane);
 	if (outbox_lane_may_send(lane))
@@ -141,6 +144,8 @@ revive(OutboxItem *item, const OutboxException *exception)
 {
 	item->seen = true;
 	item->withdrawn = false;
+	if (item->state != OUTBOX_ITEM_IN_FLIGHT)
+		item->first_at = exception->first_at;	/* resume() takes the time of a pause out of it */
 	if (!item->dead || exception->status == OUTBOX_ROW_DEAD)
 		return;
 	item->dead = false;
@@ -182,9 +187,15 @@ outbox_dispatch_exceptions(const OutboxException *exceptions, int n)
 		if (lane == NULL)
 			continue;
 		item = outbox_item_exception(exception->subscription, &exception->event_id);
-		if (item != NULL)
+		if (outbox_ledger_noted(exception->subscription, &exception->event_id))
+		{
+			/* the row is older than what is noted about it */
+			if (item != NULL)
+				item->seen = true;
+		}
+		else if (item != NULL)
 			revive(item, exception);
-		else if (!outbox_ledger_noted(exception->subscription, &exception->event_id))
+		else
 			outbox_item_take_over(lane, exception);
 	}
 	outbox_item_each_exception(drop_unseen);
@@ -219,8 +230,11 @@ outbox_dispatch_route(OutboxChunk *chunk, uint64 offset)
 		const OutboxEvent *event = &chunk->events[i].event;
 		ListCell   *cell;
 
+		/* many subscriptions take long; another database's DROP DATABASE must not wait for that */
+		if (ProcSignalBarrierPending)
+			ProcessProcSignalBarrier();
 		outbox_lane_head_at(offset + i);
-		foreach(cell, any_tenant)
+		foreach(cell, event->unreadable ? outbox_lane_all() : any_tenant)
 			offer(lfirst(cell), chunk, i);
 		if (event->tenant != NULL)
 		{
@@ -306,6 +320,7 @@ outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk)
 			continue;
 		}
 		dlist_delete(&item->queue);
+		item->lane->fetching--;
 		item->chunk = outbox_chunk_pin(chunk);
 		item->logged = &chunk->events[found++];
 		outbox_item_ready(item, true);
@@ -326,6 +341,7 @@ outbox_dispatch_next(int max_in_flight, TimestampTz now)
 		if (item->logged == NULL)
 		{
 			item->state = OUTBOX_ITEM_FETCHING;
+			lane->fetching++;
 			dlist_push_tail(&to_fetch, &item->queue);
 			outbox_lane_enlist(lane);
 			continue;

@@ -2,7 +2,11 @@
  * Lanes and items: who waits for what.
  *
  * A lane is a subscription at work; an item is one event for it that is not done.  Guarantees: of the items of a key of a lane with ordering = key only the oldest
- * is ever ready, in flight or waiting for a retry; an item that the cursor may pass has a row in the ledger; memory is bounded per lane and altogether.
+ * is ever ready, in flight or waiting for a retry; an item that the cursor may pass is done or has a row in the ledger; what a lane holds beside its exceptions is bounded in events
+ * and bytes.
+ *
+ * An item is "overtaken" when a later one is done: the cursor would have to stay before it, and a restart would repeat the later one; so it gets a row.  It is "settled" for a lane that reads
+ * an event again when the lane has a row for it already.
  *
  * It knows nothing of routing, turns or outcomes (dispatch.c), and like dispatch it never waits, reads a table or sends.
  */
@@ -18,6 +22,8 @@
 #define LANE_ROOM 1000			/* events a lane holds in memory, beside its exceptions … */
 #define LANE_ROOM_CROWDED 64	/* … when all lanes together hold many */
 #define CROWD 50000
+#define LANE_BYTES ((Size) 4 * 1024 * 1024)
+#define CROWD_BYTES ((Size) 64 * 1024 * 1024)
 #define HEAD_PATIENCE_MS 50		/* how long the head waits for a full lane before it goes on without it */
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
 #define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
@@ -67,6 +73,7 @@ static pairingheap *due;
 static uint64 head_offset = 0;
 static int	done = 0;			/* items, since outbox_item_done() was last called */
 static int	total_outstanding = 0;
+static Size total_bytes = 0;
 
 static int
 compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
@@ -113,7 +120,7 @@ void
 outbox_lane_enlist(OutboxLane *lane)
 {
 	if (lane->listed || !outbox_lane_may_send(lane) || dlist_is_empty(&lane->ready) ||
-		lane->in_flight >= lane->subscription->max_in_flight)
+		lane->in_flight + lane->fetching >= lane->subscription->max_in_flight)
 		return;
 	dlist_push_tail(&round_robin, &lane->round);
 	lane->listed = true;
@@ -149,16 +156,32 @@ outbox_lane_waits(void)
 	return !dlist_is_empty(&round_robin);
 }
 
+static bool
+is_crowded(void)
+{
+	return total_outstanding >= CROWD || total_bytes >= CROWD_BYTES;
+}
+
 static int
 lane_room(void)
 {
-	return total_outstanding < CROWD ? LANE_ROOM : LANE_ROOM_CROWDED;
+	return is_crowded() ? LANE_ROOM_CROWDED : LANE_ROOM;
 }
 
+/* One event always has room, however large. */
 bool
 outbox_lane_has_room(const OutboxLane *lane)
 {
-	return outbox_lane_may_send(lane) && lane->n_outstanding < lane_room() && lane->n_rows < lane->subscription->max_blocked;
+	return outbox_lane_may_send(lane) && lane->n_rows < lane->subscription->max_blocked &&
+		(lane->n_outstanding == 0 ||
+		 (lane->n_outstanding < lane_room() && lane->outstanding_bytes < (is_crowded() ? LANE_BYTES / 16 : LANE_BYTES)));
+}
+
+bool
+outbox_lane_is_hungry(const OutboxLane *lane)
+{
+	return !lane->at_head && lane->position.base != NULL && outbox_lane_has_room(lane) &&
+		lane->n_outstanding <= lane_room() / 2;
 }
 
 /* Keeps track of the lanes that the head should wait for. */
@@ -252,10 +275,19 @@ outbox_lane_hungry(void)
 	{
 		OutboxLane *lane = dlist_container(OutboxLane, behind, iter.cur);
 
-		if (outbox_lane_has_room(lane))
+		if (outbox_lane_is_hungry(lane))
 			list = lappend(list, lane);
 	}
 	return list;
+}
+
+void
+outbox_lane_was_fed(OutboxLane *lane)
+{
+	if (lane->at_head)
+		return;
+	dlist_delete(&lane->behind);
+	dlist_push_tail(&behind, &lane->behind);
 }
 
 bool
@@ -334,8 +366,10 @@ unqueue(OutboxItem *item)
 {
 	switch (item->state)
 	{
-		case OUTBOX_ITEM_READY:
 		case OUTBOX_ITEM_FETCHING:
+			item->lane->fetching--;
+			/* fall through */
+		case OUTBOX_ITEM_READY:
 			dlist_delete(&item->queue);
 			break;
 		case OUTBOX_ITEM_RETRY:
@@ -394,6 +428,8 @@ leave_outstanding(OutboxItem *item)
 	dlist_delete(&item->outstanding);
 	item->lane->n_outstanding--;
 	total_outstanding--;
+	item->lane->outstanding_bytes -= item->size;
+	total_bytes -= item->size;
 	watch_room(item->lane);
 }
 
@@ -480,6 +516,9 @@ outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index)
 	dlist_push_tail(&lane->outstanding, &item->outstanding);
 	lane->n_outstanding++;
 	total_outstanding++;
+	item->size = logged->event.body_size;
+	lane->outstanding_bytes += item->size;
+	total_bytes += item->size;
 	watch_room(lane);
 	if (join_key(item))
 		outbox_item_ready(item, false);
@@ -541,6 +580,7 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	RowEntry   *entry = hash_search(rows, &id, HASH_ENTER, NULL);
 
 	entry->item = item;
+	item->seq = 0;				/* its end says nothing about those that are outstanding */
 	item->row = true;
 	item->seen = true;
 	item->attempts = exception->attempts;
@@ -691,8 +731,8 @@ outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position)
 }
 
 /*
- * A lane that may not send gives its memory back: what is in flight or was overtaken becomes an exception, the rest goes back to the log, to be read again from
- * where it starts.  Nothing after that place is done, so nothing is repeated.
+ * A lane that may not send gives its memory back: what was touched, and all before it, becomes an exception; the rest goes back to the log, to be read again from
+ * where it starts.  Nothing after that place was touched, so nothing is repeated.
  */
 void
 outbox_lane_shed(OutboxLane *lane)

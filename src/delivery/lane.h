@@ -29,7 +29,8 @@ typedef struct OutboxItem
 	OutboxLane *lane;
 	pg_uuid_t	id;
 	OutboxItemState state;
-	uint64		seq;			/* order of entering the lane */
+	uint64		seq;			/* order of entering the lane; 0: read back from its row */
+	Size		size;			/* of its body, while outstanding */
 	bool		keyed;
 	uint64		key_hash;
 	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
@@ -46,7 +47,6 @@ typedef struct OutboxItem
 	const OutboxLoggedEvent *logged;
 	int			index;			/* in its chunk: where the cursor stays while this is not done */
 	OutboxSubscription *subscription;	/* IN_FLIGHT: pinned, what the request was made with */
-	struct OutboxRequest *request;	/* the worker's */
 
 	dlist_node	outstanding;	/* in log order, unless row */
 	dlist_node	queue;			/* READY: the lane's queue; FETCHING: everybody's */
@@ -75,8 +75,10 @@ struct OutboxLane
 	uint64		max_done_seq;	/* highest seq of a done item … */
 	uint64		max_row_seq;	/* … and of one that became an exception */
 	int			n_outstanding;
+	Size		outstanding_bytes;
 	int			n_rows;
 	int			in_flight;
+	int			fetching;
 	dlist_head	outstanding;
 	dlist_head	ready;
 	dlist_node	round;			/* among the lanes with something to send, if listed */
@@ -104,8 +106,14 @@ extern List *outbox_lane_all(void);
 /* Those that are not at the head and have room. */
 extern List *outbox_lane_hungry(void);
 
+/* It has had its turn to read: the others come first. */
+extern void outbox_lane_was_fed(OutboxLane *lane);
+
 extern bool outbox_lane_may_send(const OutboxLane *lane);
 extern bool outbox_lane_has_room(const OutboxLane *lane);
+
+/* Is there room for so much that reading a chunk is worth it? */
+extern bool outbox_lane_is_hungry(const OutboxLane *lane);
 
 /* Into and out of the round of lanes that have something to send; the next in turn (out of the round), or NULL. */
 extern void outbox_lane_enlist(OutboxLane *lane);

@@ -206,6 +206,21 @@ outbox_ledger_new_rows(void)
 }
 
 bool
+outbox_ledger_disabling(int32 subscription)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &notes)
+	{
+		const Note *note = dlist_container(Note, node, iter.cur);
+
+		if (note->kind == NOTE_DISABLE && note->row.subscription == subscription)
+			return true;
+	}
+	return false;
+}
+
+bool
 outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id)
 {
 	dlist_iter	iter;
@@ -362,9 +377,15 @@ lock_for_change(const Note *note, bool *later)
 	*later = false;
 	execute(&lock_row, values, NULL);
 	if (SPI_processed == 1)
-		return !DatumGetBool(column(1, &null));
+	{
+		bool		ours = !DatumGetBool(column(1, &null));
+
+		SPI_freetuptable(SPI_tuptable);
+		return ours;
+	}
 	execute(&row_exists, values, NULL);
 	*later = SPI_processed == 1;
+	SPI_freetuptable(SPI_tuptable);
 	return false;
 }
 
@@ -526,9 +547,10 @@ outbox_ledger_write(const OutboxCatalog *catalog)
 	}
 }
 
-void
+bool
 outbox_ledger_committed(void)
 {
+	bool		disabled = false;
 	dlist_mutable_iter iter;
 
 	if (attempts_context != NULL)
@@ -544,8 +566,10 @@ outbox_ledger_committed(void)
 		dlist_delete(&note->node);
 		n_notes--;
 		n_new_rows -= note->kind == NOTE_PUT && !note->known;
+		disabled |= note->kind == NOTE_DISABLE;
 		MemoryContextDelete(note->context);
 	}
+	return disabled;
 }
 
 void

@@ -2,7 +2,7 @@
  * The ledger: what the worker writes down, and reads back when it starts.
  *
  * Outcomes are noted in memory as they happen and written in bulk by one short transaction.  What was noted stays noted until a transaction
- * with it has committed.  Notes are idempotent, so a failed transaction is simply tried again.  No policy: what to write is decided elsewhere.
+ * with it has committed; a failed transaction is simply tried again.  No policy: what to write is decided elsewhere.
  */
 #ifndef OUTBOX_LEDGER_H
 #define OUTBOX_LEDGER_H
@@ -70,6 +70,9 @@ extern void outbox_ledger_disable(int32 subscription, const char *reason);
 extern int	outbox_ledger_pending(void);
 extern int	outbox_ledger_new_rows(void);
 
+/* Is the subscription noted to be disabled, but not yet? */
+extern bool outbox_ledger_disabling(int32 subscription);
+
 /* Does a note about this row wait, put off because somebody has locked it? */
 extern bool outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id);
 
@@ -78,8 +81,8 @@ extern bool outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_ledger_write(const OutboxCatalog *catalog);
 extern void outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset);
 
-/* After that transaction: forget what it wrote, or (failed) that it did. */
-extern void outbox_ledger_committed(void);
+/* After that transaction: forget what it wrote (true: it disabled a subscription), or (failed) that it did. */
+extern bool outbox_ledger_committed(void);
 extern void outbox_ledger_failed(void);
 
 /* Is it time for a full state in the other pair of tables?  If so, turns to it: what follows must be every cursor. */

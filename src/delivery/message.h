@@ -61,6 +61,4 @@ extern OutboxRequestHeaders *outbox_message_headers(const OutboxMessage *message
 													int64_t timestamp, const unsigned char span[8], const char **error);
 extern void outbox_message_headers_free(OutboxRequestHeaders *headers);
 
-
-
 #endif							/* OUTBOX_MESSAGE_H */

@@ -71,7 +71,7 @@ may_be_settled(const OutboxPosition *position)
 static void
 feed_from_cache(OutboxLane *lane)
 {
-	while (!lane->at_head && outbox_lane_has_room(lane))
+	while (outbox_lane_is_hungry(lane))
 	{
 		OutboxChunk *chunk;
 
@@ -104,7 +104,7 @@ needs_reading(const OutboxLane *lane)
 {
 	const OutboxPosition *position = &lane->position;
 
-	if (lane->at_head || !outbox_lane_has_room(lane))
+	if (!outbox_lane_is_hungry(lane) || !outbox_tick_durable(work->newest))
 		return false;
 	if (position->partial || position->restored != 0)
 		return true;
@@ -113,8 +113,9 @@ needs_reading(const OutboxLane *lane)
 
 /* Reads for lanes that are behind, until the budget is used up. Those who are at the same place share. */
 static void
-feed(List *hungry, OutboxLog *log, TimestampTz begin_at)
+feed(List *hungry, OutboxLog *log)
 {
+	TimestampTz begin_at = GetCurrentTimestamp();
 	ListCell   *cell;
 
 	foreach(cell, hungry)
@@ -138,6 +139,7 @@ feed(List *hungry, OutboxLog *log, TimestampTz begin_at)
 			outbox_chunk_unpin(chunk);
 			feed_from_cache(lane);
 		}
+		outbox_lane_was_fed(lane);
 	}
 }
 
@@ -153,7 +155,7 @@ fetch(OutboxLog *log)
 		return;
 	for (int i = 0; i < n; i++)
 		ids[i] = items[i]->id;
-	chunk = outbox_chunk_fetch(log, ids, n);
+	chunk = outbox_chunk_fetch(log, ids, &n);
 	outbox_dispatch_fetched(items, n, chunk);
 	outbox_chunk_unpin(chunk);
 }
@@ -194,15 +196,22 @@ read_log(List *hungry, bool tick_now, bool read_on, TimestampTz now)
 		return;
 	reading = true;
 	chunk = read_head(tick_now, read_on);
+	if (tick_now)
+		ticked_at = now;
+	if (chunk != NULL)
+	{
+		work->want_tick = work->want_tick && !tick_now;
+		unconfirmed = chunk;
+	}
 	if (hungry != NIL || outbox_dispatch_fetching())
 	{
-		OutboxLog  *log;
+		/* locked first: what is retired until then is where the snapshot sees it */
+		OutboxLog  *log = outbox_log_open(true, 0);
 
 		PushActiveSnapshot(GetTransactionSnapshot());
-		log = outbox_log_open(true, 0);
 		if (log != NULL)
 		{
-			feed(hungry, log, now);
+			feed(hungry, log);
 			fetch(log);
 			outbox_log_close(log);
 		}
@@ -213,14 +222,7 @@ read_log(List *hungry, bool tick_now, bool read_on, TimestampTz now)
 	reading = false;
 	outbox_work_commit();
 
-	if (tick_now)
-		ticked_at = now;
-	if (chunk != NULL)
-	{
-		work->want_tick = work->want_tick && !tick_now;
-		unconfirmed = chunk;
-	}
-	else if (tick_now || read_on)
+	if (chunk == NULL && (tick_now || read_on))
 		outbox_work_pause(OUTBOX_BUSY_MS);
 	if (careful > 0)
 		careful--;
@@ -237,7 +239,7 @@ outbox_reader_confirm(void)
 	tick = unconfirmed->to.upper;
 
 	/* A tick that saw no event that the one before did not see is as durable as that one. */
-	if (unconfirmed->n == 0 && work->head.base->durable)
+	if (unconfirmed->n == 0 && outbox_tick_durable(work->head.base))
 		tick->durable = true;
 	else
 		outbox_tick_flush(tick);

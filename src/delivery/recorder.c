@@ -22,6 +22,7 @@
 
 #define RECORD_MS 25			/* outcomes wait at most this long … */
 #define RECORD_NOTES 1000		/* … or until there are so many */
+#define PUT_OFF_MS 1000			/* a locked row is looked at again */
 #define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
 #define CHECKPOINT_EVENTS 10000
 
@@ -54,6 +55,8 @@ write_cursors(void)
 		OutboxPosition position = {0};
 		bool		at_head;
 
+		if (!lane->at_head && lane->position.base == NULL)
+			continue;			/* not placed yet */
 		if (!lane_moved(lane, &position, &at_head))
 			continue;
 		outbox_ledger_cursor(work->epoch, lane->subscription->id, at_head, at_head ? NULL : &position,
@@ -78,7 +81,7 @@ forget_history(void)
 		OutboxLane *lane = lfirst(cell);
 		OutboxPosition position;
 
-		if (lane->subscription->n_earlier == 0)
+		if (lane->subscription->n_earlier == 0 || (!lane->at_head && lane->position.base == NULL))
 			continue;
 		if (!outbox_lane_cursor(lane, &position))
 			position = work->head;
@@ -127,9 +130,12 @@ record(bool checkpoint, TimestampTz now)
 	}
 	PG_END_TRY();
 
-	outbox_ledger_committed();
+	if (outbox_ledger_committed())
+		work->want_reload = true;
 	pgstat_report_stat(false);
-	work->noted_at = outbox_ledger_pending() > 0 ? now : 0;
+
+	/* what is left was put off: somebody has locked the row */
+	work->noted_at = outbox_ledger_pending() > 0 ? TimestampTzPlusMilliseconds(now, PUT_OFF_MS) : 0;
 	if (checkpoint)
 	{
 		forget_history();
@@ -203,6 +209,13 @@ outbox_recorder_next(void)
 	if (work->moved)
 		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, CHECKPOINT_MS));
 	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->not_before[OUTBOX_STEP_RECORD]);
+}
+
+bool
+outbox_recorder_overdue(void)
+{
+	done += outbox_item_done();
+	return done >= CHECKPOINT_EVENTS;
 }
 
 bool

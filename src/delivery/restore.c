@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -104,15 +105,55 @@ place_at_start(OutboxLane *lane)
 	outbox_tick_unpin(start.base);
 }
 
+/* The ticks that cursors refer to, each loaded once, so that those who stand at the same place read together. */
+typedef struct LoadedTick
+{
+	int64		epoch;
+	uint64		number;
+	OutboxTick *tick;
+} LoadedTick;
+
+static List *loaded_ticks = NIL;	/* while positions are restored; each pinned once for this list */
+
+static OutboxTick *
+load_tick(int64 epoch, uint64 number)
+{
+	LoadedTick *loaded;
+	ListCell   *cell;
+
+	foreach(cell, loaded_ticks)
+	{
+		loaded = lfirst(cell);
+		if (loaded->epoch == epoch && loaded->number == number)
+			return outbox_tick_pin(loaded->tick);
+	}
+	loaded = palloc(sizeof(LoadedTick));
+	loaded->epoch = epoch;
+	loaded->number = number;
+	loaded->tick = outbox_ledger_load_tick(epoch, number);
+	loaded_ticks = lappend(loaded_ticks, loaded);
+	return outbox_tick_pin(loaded->tick);
+}
+
+static void
+forget_loaded_ticks(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, loaded_ticks)
+		outbox_tick_unpin(((LoadedTick *) lfirst(cell))->tick);
+	loaded_ticks = NIL;
+}
+
 /* The position of a cursor of some epoch; the caller unpins its ticks. */
 static OutboxPosition
 read_position(const OutboxSubscription *subscription, int64 epoch, const OutboxCursor *cursor)
 {
 	OutboxPosition position = {.partial = cursor->partial, .after = cursor->after};
 
-	position.base = cursor->base == 0 ? start_tick(subscription, epoch) : outbox_ledger_load_tick(epoch, cursor->base);
+	position.base = cursor->base == 0 ? start_tick(subscription, epoch) : load_tick(epoch, cursor->base);
 	position.upper = cursor->upper == cursor->base ? outbox_tick_pin(position.base)
-		: outbox_ledger_load_tick(epoch, cursor->upper);
+		: load_tick(epoch, cursor->upper);
 	return position;
 }
 
@@ -142,7 +183,6 @@ load_subscriptions(void)
 	foreach(cell, subscriptions)
 		secrets_until = Min(secrets_until, ((OutboxSubscription *) lfirst(cell))->secrets_until);
 	outbox_dispatch_configure(subscriptions, &added);
-	work->want_reload = false;
 	return added;
 }
 
@@ -159,8 +199,15 @@ outbox_restore_reload(void)
 		work->over = true;
 	else
 	{
-		foreach(cell, load_subscriptions())
-			place_at_start(lfirst(cell));
+		(void) load_subscriptions();
+		foreach(cell, outbox_lane_all())
+		{
+			OutboxLane *lane = lfirst(cell);
+
+			if (!lane->at_head && lane->position.base == NULL)
+				place_at_start(lane);
+		}
+		work->want_reload = false;
 		work->moved = work->want_tick = true;
 	}
 	PopActiveSnapshot();
@@ -168,15 +215,22 @@ outbox_restore_reload(void)
 	outbox_work_commit();
 }
 
+static int
+compare_cursors(const void *a, const void *b)
+{
+	int32		left = ((const OutboxCursor *) a)->subscription;
+	int32		right = ((const OutboxCursor *) b)->subscription;
+
+	return left < right ? -1 : left > right;
+}
+
+/* They are sorted by subscription. */
 static const OutboxCursor *
 find_cursor(const OutboxCursor *cursors, int n, int32 subscription)
 {
-	for (int i = 0; i < n; i++)
-	{
-		if (cursors[i].subscription == subscription)
-			return &cursors[i];
-	}
-	return NULL;
+	OutboxCursor key = {.subscription = subscription};
+
+	return n == 0 ? NULL : bsearch(&key, cursors, n, sizeof(OutboxCursor), compare_cursors);
 }
 
 static void
@@ -278,6 +332,7 @@ restore_positions(void)
 	}
 	if (dumped != NIL)
 		restore_all_dumped(dumped);
+	forget_loaded_ticks();
 }
 
 void
@@ -311,6 +366,8 @@ outbox_restore_start(void)
 	}
 	work->extension = catalog->extension;
 	work->epoch = catalog->epoch;
+	LockDatabaseObject(ExtensionRelationId, work->extension, 0, AccessShareLock);	/* lock_timeout bounds it */
+	(void) outbox_bell_database(catalog->extension);	/* a slot that the lister made does not know its extension */
 	outbox_log_floor(work->database);
 	work->start_clock = pg_atomic_read_u64(&work->database->clock);
 

@@ -5,7 +5,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
 #include <time.h>
 
 #include "access/xact.h"
@@ -19,6 +18,7 @@
 #include "dispatch.h"
 #include "http.h"
 #include "ledger.h"
+#include "recorder.h"
 #include "sender.h"
 #include "settings.h"
 #include "work.h"
@@ -47,7 +47,7 @@ make_source(void)
 	appendStringInfoString(&urn, "urn:outbox:");
 	for (const unsigned char *c = (const unsigned char *) name; *c != '\0'; c++)
 	{
-		if (isalnum(*c) || strchr("-._~", *c) != NULL)
+		if ((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || strchr("-._~", *c) != NULL)
 			appendStringInfoChar(&urn, *c);
 		else
 			appendStringInfo(&urn, "%%%02X", *c);
@@ -59,15 +59,16 @@ static void
 end_request(OutboxRequest *request)
 {
 	OutboxExchange *exchange = request->exchange;
+	TimestampTz now = GetCurrentTimestamp();
 
 	if (exchange->outcome == OUTBOX_DELIVERED)
 		work->database->status.delivered++;
 	else
 		work->database->status.failed++;
-	outbox_dispatch_finished(request->item, exchange, GetCurrentTimestamp());
+	outbox_dispatch_finished(request->item, exchange, now);
 	work->moved = true;
-	if (work->noted_at == 0 && outbox_ledger_pending() > 0)
-		work->noted_at = GetCurrentTimestamp();
+	if ((work->noted_at == 0 || work->noted_at > now) && outbox_ledger_pending() > 0)
+		work->noted_at = now;
 	if (exchange->headers != NULL)
 		outbox_message_headers_free(exchange->headers);
 	outbox_exchange_free(exchange);
@@ -153,7 +154,7 @@ outbox_sender_step(TimestampTz now)
 		ended++;
 	}
 	outbox_item_due(now);
-	while (started < SEND_AT_ONCE && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
+	while (started < SEND_AT_ONCE && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
 	{
 		send_item(item);
 		started++;
@@ -191,5 +192,5 @@ outbox_sender_timeout(void)
 bool
 outbox_sender_can_send(void)
 {
-	return outbox_lane_waits() && outbox_dispatch_in_flight() < outbox_max_in_flight;
+	return outbox_lane_waits() && outbox_dispatch_in_flight() < outbox_max_in_flight && !outbox_recorder_overdue();
 }

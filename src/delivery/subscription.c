@@ -338,7 +338,10 @@ outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEv
 {
 	const OutboxMatch *match = &subscription->match;
 
-	if (event->type != NULL && strcmp(event->type, PING_TYPE) == 0)
+	/* nobody knows whose it was: it is a dead letter for everybody */
+	if (event->unreadable)
+		return true;
+	if (strcmp(event->type, PING_TYPE) == 0)
 		return is_pinged(subscription, event);
 
 	for (int i = 0; i < subscription->n_earlier; i++)
@@ -351,8 +354,6 @@ outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEv
 	}
 	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
 		return false;
-	if (event->unreadable)
-		return true;
 	for (int i = 0; i < match->n_types; i++)
 	{
 		if (outbox_pattern_matches(match->types[i], event->type))

@@ -21,7 +21,7 @@
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
 #include "storage/lwlock.h"
-#include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -38,6 +38,22 @@
 
 static OutboxTick nothing = {.durable = true, .pins = 1};
 static OutboxTick everything = {.number = PG_INT64_MAX, .durable = true, .pins = 1};
+/* Where a chunk begins: its key in the cache. */
+typedef struct Place
+{
+	int64		restored;
+	OutboxTick *base;
+	OutboxTick *upper;			/* NULL unless partial */
+	pg_uuid_t	after;			/* zero unless partial */
+} Place;
+
+typedef struct PlaceEntry
+{
+	Place		place;
+	OutboxChunk *chunk;
+} PlaceEntry;
+
+static HTAB *places = NULL;
 static dlist_head cache = DLIST_STATIC_INIT(cache);
 static int	cached_chunks = 0;
 static Size cached_bytes = 0;
@@ -94,7 +110,7 @@ outbox_tick_restore(uint64 number, OutboxSnapshot *snapshot, uint64 offset, Time
 	OutboxTick *tick = make_tick(number, snapshot, at);
 
 	tick->offset = offset;
-	tick->durable = true;		/* its row was committed after it */
+	tick->lsn = GetFlushRecPtr(NULL);	/* its row was flushed after it */
 	return tick;
 }
 
@@ -219,6 +235,34 @@ free_chunk(OutboxChunk *chunk)
 	MemoryContextDelete(chunk->context);
 }
 
+static Place
+place_of(const OutboxPosition *position)
+{
+	Place		place;
+
+	memset(&place, 0, sizeof(place));	/* the key is compared as bytes */
+	place.restored = position->restored;
+	place.base = position->base;
+	if (position->partial)
+	{
+		place.upper = position->upper;
+		place.after = position->after;
+	}
+	return place;
+}
+
+static void
+uncache_chunk(OutboxChunk *chunk)
+{
+	Place		place = place_of(&chunk->from);
+
+	hash_search(places, &place, HASH_REMOVE, NULL);
+	dlist_delete(&chunk->node);
+	cached_chunks--;
+	cached_bytes -= chunk->bytes;
+	outbox_chunk_unpin(chunk);
+}
+
 /* A chunk leaves the cache when it is too old or the cache too large; whoever pins it keeps it alive. */
 static void
 trim_cache(void)
@@ -227,19 +271,30 @@ trim_cache(void)
 	{
 		OutboxChunk *chunk = dlist_tail_element(OutboxChunk, node, &cache);
 
-		dlist_delete(&chunk->node);
-		chunk->cached = false;
-		cached_chunks--;
-		cached_bytes -= chunk->bytes;
-		outbox_chunk_unpin(chunk);
+		uncache_chunk(chunk);
 	}
 }
 
+/* A new chunk takes the place of one that begins where it does (and does not know who has settled what). */
 static void
 cache_chunk(OutboxChunk *chunk)
 {
+	Place		place = place_of(&chunk->from);
+	PlaceEntry *entry;
+	bool		found;
+
+	if (places == NULL)
+	{
+		HASHCTL		control = {.keysize = sizeof(Place), .entrysize = sizeof(PlaceEntry), .hcxt = TopMemoryContext};
+
+		places = hash_create("outbox chunks", CACHE_CHUNKS, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(places, &place, HASH_FIND, NULL);
+	if (entry != NULL)
+		uncache_chunk(entry->chunk);
+	entry = hash_search(places, &place, HASH_ENTER, &found);
+	entry->chunk = chunk;
 	dlist_push_head(&cache, &chunk->node);
-	chunk->cached = true;
 	chunk->pins++;				/* the cache's own */
 	cached_chunks++;
 	cached_bytes += chunk->bytes;
@@ -264,19 +319,13 @@ outbox_chunk_unpin(OutboxChunk *chunk)
 OutboxChunk *
 outbox_chunk_find(const OutboxPosition *position, bool settled)
 {
-	dlist_iter	iter;
+	Place		place = place_of(position);
+	PlaceEntry *entry = places == NULL ? NULL : hash_search(places, &place, HASH_FIND, NULL);
 
-	dlist_foreach(iter, &cache)
-	{
-		OutboxChunk *chunk = dlist_container(OutboxChunk, node, iter.cur);
-
-		if (outbox_position_same(&chunk->from, position) && (chunk->settled_known || !settled))
-		{
-			dlist_move_head(&cache, &chunk->node);
-			return outbox_chunk_pin(chunk);
-		}
-	}
-	return NULL;
+	if (entry == NULL || (settled && !entry->chunk->settled_known))
+		return NULL;
+	dlist_move_head(&cache, &entry->chunk->node);
+	return outbox_chunk_pin(entry->chunk);
 }
 
 /* ---- reading ---- */
@@ -420,20 +469,24 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 }
 
 OutboxChunk *
-outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int n)
+outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int *n)
 {
-	OutboxChunk *chunk = make_chunk(n);
+	OutboxChunk *chunk = make_chunk(8);
 	MemoryContext old = MemoryContextSwitchTo(chunk->context);
+	Size		bytes = 0;
+	int			done = 0;
 
-	for (int i = 0; i < n; i++)
+	for (; done < *n && bytes < CHUNK_BYTES; done++)
 	{
 		OutboxLoggedEvent *logged = next_event(chunk);
 
-		if (!outbox_log_find(log, &ids[i], &logged->event))
+		if (!outbox_log_find(log, &ids[done], &logged->event))
 			continue;
 		work_out(logged);
+		bytes += logged->event.body_size;
 		chunk->n++;
 	}
+	*n = done;
 	MemoryContextSwitchTo(old);
 	keep_chunk(chunk);
 	return chunk;

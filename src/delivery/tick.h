@@ -33,8 +33,8 @@ typedef struct OutboxPosition
 	OutboxTick *upper;
 	bool		partial;
 	pg_uuid_t	after;
-	bool		hinted;			/* … */
-	pg_uuid_t	new_from;		/* … what the log learned on the way (outbox_log_new_from); not part of where it is */
+	bool		hinted;			/* new_from is set: */
+	pg_uuid_t	new_from;		/* what the log learned on the way (outbox_log_new_from); not part of where it is */
 } OutboxPosition;
 
 /* An event in memory, with what every subscription needs worked out once. */
@@ -57,7 +57,6 @@ typedef struct OutboxSettled
 typedef struct OutboxChunk
 {
 	dlist_node	node;			/* in the cache, most recently used first */
-	bool		cached;
 	MemoryContext context;
 	Size		bytes;
 	int			pins;
@@ -113,8 +112,8 @@ extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settl
 extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper,
 									  bool careful, bool settled);
 
-/* The events with these ids that still exist, as a private chunk, pinned once. */
-extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int n);
+/* The events with the first *n of these ids that still exist, as a private chunk, pinned once; *n becomes less when they are large. */
+extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int *n);
 
 extern OutboxChunk *outbox_chunk_pin(OutboxChunk *chunk);
 extern void outbox_chunk_unpin(OutboxChunk *chunk);

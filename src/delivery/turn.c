@@ -57,8 +57,14 @@ maintain_step(TimestampTz now)
 	maintained_at = now;
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
 	{
+		ListCell   *cell;
+
 		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) outbox_ring_maintain();
+		foreach(cell, outbox_ring_maintain())
+		{
+			if (strcmp(((OutboxMaintenance *) lfirst(cell))->action, "deleted") == 0)
+				work->want_resync = true;	/* a dead letter that held back its key may be gone */
+		}
 		PopActiveSnapshot();
 		outbox_work_commit();
 	}

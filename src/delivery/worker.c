@@ -47,6 +47,7 @@ static void
 pin_settings(void)
 {
 	static const char *const settings[][2] = {
+		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
 		{"transaction_timeout", "0"},
