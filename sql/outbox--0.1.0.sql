@@ -178,11 +178,12 @@ CREATE TABLE outbox.subscription_match (
     until_snapshot   pg_snapshot NOT NULL,
     until_next       xid8        NOT NULL,
     until_clock      bigint      NOT NULL,
+    met              boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (subscription_id, version)
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription_match', '');
 
-COMMENT ON TABLE outbox.subscription_match IS 'Earlier matching rules of a subscription, for events that were committed under them; removed when its cursor is past those';
+COMMENT ON TABLE outbox.subscription_match IS 'Earlier matching rules of a subscription, for events that were committed under them; removed when the log has none of those any more';
 COMMENT ON COLUMN outbox.subscription_match.subscription_id IS 'Whose';
 COMMENT ON COLUMN outbox.subscription_match.version IS 'Ascending: the lowest whose until_snapshot sees an event applies to it';
 COMMENT ON COLUMN outbox.subscription_match.types IS 'The types it wanted';
@@ -191,6 +192,7 @@ COMMENT ON COLUMN outbox.subscription_match.epoch IS 'The installation that unti
 COMMENT ON COLUMN outbox.subscription_match.until_snapshot IS 'What this snapshot saw is matched by these rules';
 COMMENT ON COLUMN outbox.subscription_match.until_next IS 'First xid not assigned then';
 COMMENT ON COLUMN outbox.subscription_match.until_clock IS 'Id clock then';
+COMMENT ON COLUMN outbox.subscription_match.met IS 'The worker knows of the change: until_snapshot is the last tick that it matched by these rules';
 
 -- Signing secrets, the newest first in use; an older one signs too until it expires.
 CREATE TABLE outbox.secret (

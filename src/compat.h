@@ -11,6 +11,11 @@
 #error "outbox needs PostgreSQL 15 or newer"
 #endif
 
+/* varlena macros left postgres.h in 16 */
+#if defined(PG_VERSION_NUM) && PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* pg_noreturn moved in front of the declaration in 18 */
 #if PG_VERSION_NUM < 180000
 #define outbox_noreturn

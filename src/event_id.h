@@ -14,22 +14,22 @@
 #include "utils/uuid.h"
 
 /* The next id of this clock; also says which instant it took (microseconds, PostgreSQL epoch). */
-extern void outbox_event_id_next(pg_atomic_uint64 *clock, pg_uuid_t *id, TimestampTz *now);
+extern PGDLLEXPORT void outbox_event_id_next(pg_atomic_uint64 *clock, pg_uuid_t *id, TimestampTz *now);
 
 /* The 60 clock bits of an id. */
-extern uint64 outbox_event_id_clock(const pg_uuid_t *id);
+extern PGDLLEXPORT uint64 outbox_event_id_clock(const pg_uuid_t *id);
 
 /* Is it a UUID of version 7 at all?  The time in any other would be nonsense. */
-extern bool outbox_event_id_valid(const pg_uuid_t *id);
+extern PGDLLEXPORT bool outbox_event_id_valid(const pg_uuid_t *id);
 
 /* The lowest id with these clock bits. */
-extern void outbox_event_id_lowest(uint64 clock, pg_uuid_t *id);
+extern PGDLLEXPORT void outbox_event_id_lowest(uint64 clock, pg_uuid_t *id);
 
 /* The instant in an id, to the millisecond, and the clock bits of an instant. */
-extern TimestampTz outbox_event_id_time(const pg_uuid_t *id);
-extern uint64 outbox_event_id_clock_at(TimestampTz at);
+extern PGDLLEXPORT TimestampTz outbox_event_id_time(const pg_uuid_t *id);
+extern PGDLLEXPORT uint64 outbox_event_id_clock_at(TimestampTz at);
 
 /* Moves a clock forward to at least `floor`; never back. */
-extern void outbox_event_id_floor(pg_atomic_uint64 *clock, uint64 floor);
+extern PGDLLEXPORT void outbox_event_id_floor(pg_atomic_uint64 *clock, uint64 floor);
 
 #endif							/* OUTBOX_EVENT_ID_H */

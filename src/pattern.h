@@ -14,6 +14,6 @@ extern const char *outbox_type_problem(const char *type, size_t size);
 extern const char *outbox_pattern_problem(const char *pattern, size_t size);
 
 /* Both must be valid, NUL-terminated. */
-extern bool outbox_pattern_matches(const char *pattern, const char *type);
+extern PGDLLEXPORT bool outbox_pattern_matches(const char *pattern, const char *type);
 
 #endif							/* OUTBOX_PATTERN_H */

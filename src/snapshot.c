@@ -9,6 +9,7 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "compat.h"
 #include "fmgr.h"
 #include "lib/qunique.h"
 #include "snapshot.h"

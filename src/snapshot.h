@@ -31,13 +31,13 @@ typedef struct OutboxSnapshot
  * Copies an MVCC snapshot of this transaction, in CurrentMemoryContext; clock is the database's id clock.  With own_xid, the
  * current transaction counts as in progress (its own events come later); without, it must have no xid.
  */
-extern OutboxSnapshot *outbox_snapshot_take(Snapshot mvcc, pg_atomic_uint64 *clock, bool own_xid);
+extern PGDLLEXPORT OutboxSnapshot *outbox_snapshot_take(Snapshot mvcc, pg_atomic_uint64 *clock, bool own_xid);
 
 /* Was this transaction, known to be committed now, visible then?  NULL stands for the empty snapshot: false. */
-extern bool outbox_snapshot_sees(const OutboxSnapshot *snapshot, uint64 xid);
+extern PGDLLEXPORT bool outbox_snapshot_sees(const OutboxSnapshot *snapshot, uint64 xid);
 
 /* To and from type pg_snapshot (palloc'd varlena); next and clock travel beside it as xid8 and bigint. */
-extern Datum outbox_snapshot_to_datum(const OutboxSnapshot *snapshot);
-extern OutboxSnapshot *outbox_snapshot_from_datum(Datum pg_snapshot, uint64 next, uint64 clock);
+extern PGDLLEXPORT Datum outbox_snapshot_to_datum(const OutboxSnapshot *snapshot);
+extern PGDLLEXPORT OutboxSnapshot *outbox_snapshot_from_datum(Datum pg_snapshot, uint64 next, uint64 clock);
 
 #endif							/* OUTBOX_SNAPSHOT_H */

@@ -382,12 +382,24 @@ unqueue(OutboxItem *item)
 	}
 }
 
+/* Nothing of its key is before this item any more. */
+static void
+wait_no_longer(OutboxItem *item)
+{
+	Assert(item->state == OUTBOX_ITEM_WAITING);
+	if (item->dead)
+		item->state = OUTBOX_ITEM_HELD;
+	else if (item->next_at != 0)
+		outbox_item_retry(item);
+	else
+		outbox_item_ready(item, true);
+}
+
 /* A key's first item is gone: the next one may go, when its time has come. */
 static void
 leave_key(OutboxItem *item)
 {
 	KeyQueue   *queue;
-	OutboxItem *next;
 	bool		was_first;
 
 	if (!item->keyed)
@@ -401,16 +413,8 @@ leave_key(OutboxItem *item)
 		hash_search(keys, &queue->id, HASH_REMOVE, NULL);
 		return;
 	}
-	if (!was_first)
-		return;
-	next = dlist_head_element(OutboxItem, key_node, &queue->items);
-	Assert(next->state == OUTBOX_ITEM_WAITING);
-	if (next->dead)
-		next->state = OUTBOX_ITEM_HELD;
-	else if (next->next_at != 0)
-		outbox_item_retry(next);
-	else
-		outbox_item_ready(next, true);
+	if (was_first)
+		wait_no_longer(dlist_head_element(OutboxItem, key_node, &queue->items));
 }
 
 void
@@ -750,6 +754,23 @@ outbox_lane_shed(OutboxLane *lane)
 		outbox_item_free(dlist_container(OutboxItem, outstanding, iter.cur));
 }
 
+/* Out of its key, whoever comes after it. */
+static void
+drop_key(OutboxItem *item)
+{
+	KeyQueue   *queue;
+
+	if (!item->keyed)
+		return;
+	queue = key_queue(item, false);
+	dlist_delete(&item->key_node);
+	item->keyed = false;
+	if (dlist_is_empty(&queue->items))
+		hash_search(keys, &queue->id, HASH_REMOVE, NULL);
+	if (item->state == OUTBOX_ITEM_WAITING)
+		wait_no_longer(item);
+}
+
 /* Dead ones that held their key back leave memory; their rows stay. */
 void
 outbox_lane_unorder(OutboxLane *lane)
@@ -759,13 +780,13 @@ outbox_lane_unorder(OutboxLane *lane)
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &lane->outstanding)
-		leave_key(dlist_container(OutboxItem, outstanding, iter.cur));
+		drop_key(dlist_container(OutboxItem, outstanding, iter.cur));
 	hash_seq_init(&scan, rows);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 	{
 		if (entry->item->lane != lane)
 			continue;
-		leave_key(entry->item);
+		drop_key(entry->item);
 		if (entry->item->state == OUTBOX_ITEM_HELD)
 			outbox_item_free(entry->item);
 	}

@@ -331,10 +331,25 @@ static Statement insert_tick[2] = {
 	7, {INT8OID, INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID, INT8OID, TIMESTAMPTZOID}}
 };
 
+static Statement meet_matches = {
+	"UPDATE outbox.subscription_match m SET met = true,"
+	"  until_snapshot = CASE WHEN m.until_next < $3 THEN $2 ELSE m.until_snapshot END,"
+	"  until_next = CASE WHEN m.until_next < $3 THEN $3 ELSE m.until_next END,"
+	"  until_clock = CASE WHEN m.until_next < $3 THEN $4 ELSE m.until_clock END"
+	" WHERE m.epoch = $1 AND NOT m.met AND m.ctid = ANY (ARRAY("
+	"  SELECT l.ctid FROM outbox.subscription_match l WHERE l.epoch = $1 AND NOT l.met FOR UPDATE SKIP LOCKED))",
+	4, {INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID}
+};
+
 static Statement select_cursors = {
 	"SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after, c.\"offset\""
 	"  FROM outbox.cursor c WHERE c.epoch = $1 ORDER BY c.subscription_id, c.seq DESC",
 	1, {INT8OID}
+};
+
+static Statement count_cursors[2] = {
+	{"SELECT pg_catalog.count(*) FROM outbox.cursor_0", 0, {0}},
+	{"SELECT pg_catalog.count(*) FROM outbox.cursor_1", 0, {0}}
 };
 
 static Statement select_newest = {
@@ -660,6 +675,24 @@ outbox_ledger_empty_old(const OutboxCatalog *catalog)
 		old_pair_full = false;
 }
 
+void
+outbox_ledger_meet_matches(int64 epoch, const OutboxSnapshot *matched)
+{
+	char		nulls[] = "    ";
+	Datum		values[4];
+
+	values[0] = Int64GetDatum(epoch);
+	if (matched == NULL)
+		nulls[1] = nulls[2] = nulls[3] = 'n';
+	else
+	{
+		values[1] = outbox_snapshot_to_datum(matched);
+		values[2] = FullTransactionIdGetDatum(FullTransactionIdFromU64(matched->next));
+		values[3] = Int64GetDatum((int64) matched->clock);
+	}
+	execute(&meet_matches, values, nulls);
+}
+
 /* ---- reading back ---- */
 
 static int64
@@ -674,16 +707,17 @@ outbox_ledger_load_cursors(int64 epoch, int *n)
 	Datum		values[] = {Int64GetDatum(epoch)};
 	OutboxCursor *cursors;
 	int64		newest = 0;
+	bool		null;
 
 	execute(&select_newest, NULL, NULL);
 	if (SPI_processed == 1)
 	{
-		bool		null;
-
 		newest = int8_at(0, 1, &null);
 		pair = DatumGetBool(column(2, &null)) ? 1 : 0;
 	}
 	next_seq = newest + 1;
+	execute(&count_cursors[pair], NULL, NULL);
+	cursor_rows = int8_at(0, 1, &null);
 
 	execute(&select_cursors, values, NULL);
 	*n = (int) SPI_processed;
@@ -693,7 +727,6 @@ outbox_ledger_load_cursors(int64 epoch, int *n)
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		OutboxCursor *cursor = &cursors[i];
-		bool		null;
 		Datum		after;
 
 		cursor->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));

@@ -92,6 +92,12 @@ extern bool outbox_ledger_turn(void);
 extern void outbox_ledger_empty_old(const OutboxCatalog *catalog);
 extern bool outbox_ledger_has_old(void);
 
+/*
+ * Earlier matching rules that the worker has not met yet apply to all that it matched without knowing better: to what this snapshot saw.  NULL: it has matched nothing since; they
+ * apply to what they say.
+ */
+extern void outbox_ledger_meet_matches(int64 epoch, const OutboxSnapshot *matched);
+
 /* ---- reading back, in a transaction with SPI connected ---- */
 
 /* The newest cursor of each subscription; in CurrentMemoryContext. */

@@ -183,6 +183,10 @@ read_head(bool tick_now, bool read_on)
 	}
 	PopActiveSnapshot();
 	outbox_tick_unpin(tick);
+
+	/* Rang before something that the tick saw was committed: what was changed applies to that already. */
+	if (pg_atomic_read_u32(&work->database->rung) & OUTBOX_RING_SUBSCRIPTIONS)
+		work->want_reload = true;
 	return chunk;
 }
 
@@ -234,7 +238,7 @@ outbox_reader_confirm(void)
 {
 	OutboxTick *tick;
 
-	if (unconfirmed == NULL)
+	if (unconfirmed == NULL || work->want_reload)
 		return;
 	tick = unconfirmed->to.upper;
 

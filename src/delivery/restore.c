@@ -199,6 +199,10 @@ outbox_restore_reload(void)
 		work->over = true;
 	else
 	{
+		outbox_ledger_meet_matches(work->epoch, work->head.upper->snapshot);
+		PopActiveSnapshot();
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetTransactionSnapshot());
 		(void) load_subscriptions();
 		foreach(cell, outbox_lane_all())
 		{
@@ -379,6 +383,7 @@ outbox_restore_start(void)
 	{
 		restore_positions();
 		outbox_restore_resync();
+		outbox_ledger_meet_matches(work->epoch, NULL);
 	}
 	PopActiveSnapshot();
 	SPI_finish();

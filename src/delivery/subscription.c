@@ -352,6 +352,9 @@ outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEv
 			break;
 		}
 	}
+	if (subscription->has_start_after &&
+		memcmp(&event->id, &subscription->start_after, sizeof(pg_uuid_t)) < 0)
+		return false;
 	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
 		return false;
 	for (int i = 0; i < match->n_types; i++)
