@@ -13,7 +13,7 @@
 extern const char *outbox_type_problem(const char *type, size_t size);
 extern const char *outbox_pattern_problem(const char *pattern, size_t size);
 
-/* Both must be valid, NUL-terminated. */
-extern PGDLLEXPORT bool outbox_pattern_matches(const char *pattern, const char *type);
+/* Both must be valid, NUL-terminated.  Called from the other library. */
+extern __attribute__((visibility("default"))) bool outbox_pattern_matches(const char *pattern, const char *type);
 
 #endif							/* OUTBOX_PATTERN_H */
