@@ -56,6 +56,7 @@ check_caller(const char *function)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("outbox must be loaded via \"shared_preload_libraries\""),
+				 errdetail("Without it nobody would deliver the event."),
 				 errhint("Add outbox to shared_preload_libraries and restart the server.")));
 }
 
@@ -65,17 +66,31 @@ check_given(const void *value, const char *name)
 	if (value == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s of an event must not be null", name)));
+				 errmsg("%s of an event must not be null", name),
+				 errdetail("Every event has a type and a payload, or a body with its content_type."),
+				 errhint(strcmp(name, "payload") == 0 ? "For an event without data, use 'null' or '{}'." : "Give one.")));
 }
 
 static void
-check_size(const char *problem, Size size, Size limit)
+check_size(const char *problem, Size size, Size limit, const char *hint)
 {
 	if (size > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s", problem),
-				 errdetail("It has %zu bytes, of at most %zu.", size, limit)));
+				 errdetail("It has %zu bytes, of at most %zu.", size, limit),
+				 errhint("%s", hint)));
+}
+
+static void
+check_not_empty(const text *value, const char *name, const char *hint)
+{
+	if (VARSIZE_ANY_EXHDR(value) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of an event must not be empty", name),
+				 errdetail("An empty string is not the same as none."),
+				 errhint("%s", hint)));
 }
 
 static void
@@ -91,12 +106,14 @@ check_type(const text *type, bool reserved)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid event type"),
-				 errdetail("%s", problem)));
+				 errdetail("%s", problem),
+				 errhint("Write words of printable characters, separated by dots, such as order.paid; at most 255 bytes.")));
 	if (!reserved && size >= length && memcmp(name, first, length) == 0 && (size == length || name[length] == '.'))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("event type \"%.*s\" is reserved", size, name),
-				 errdetail("Types whose first word is \"%s\" belong to the extension.", first)));
+				 errdetail("Types whose first word is \"%s\" belong to the extension.", first),
+				 errhint("Choose another first word.")));
 }
 
 /*
@@ -138,18 +155,23 @@ check_body(const Arguments *arguments)
 		 !outbox_field_value_valid(VARDATA_ANY(arguments->content_type), VARSIZE_ANY_EXHDR(arguments->content_type))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("content_type of an event is not a valid HTTP field value")));
+				 errmsg("content_type of an event is not a valid HTTP field value"),
+				 errdetail("It is empty, or contains a control character, or a space at its beginning or end."),
+				 errhint("Give a media type such as application/pdf.")));
 }
 
 static void
 check_tenant(const text *tenant)
 {
-	if (VARSIZE_ANY_EXHDR(tenant) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("tenant of an event must not be empty"),
-				 errhint("Leave it null for an event that belongs to no tenant.")));
-	check_size("tenant of an event is too long", VARSIZE_ANY_EXHDR(tenant), MAX_TENANT);
+	check_not_empty(tenant, "tenant", "Leave it null for an event that belongs to no tenant.");
+	check_size("tenant of an event is too long", VARSIZE_ANY_EXHDR(tenant), MAX_TENANT, "Use a short identifier of the tenant.");
+}
+
+static void
+check_key(const text *key)
+{
+	check_not_empty(key, "key", "Leave it null for an event that is not ordered.");
+	check_size("key of an event is too long", VARSIZE_ANY_EXHDR(key), MAX_KEY, "Use a short identifier, or a hash, of what the event is about.");
 }
 
 /* Building blocks for what is to come; until then they must not be ignored in silence. */
@@ -159,7 +181,9 @@ refuse_unsupported(const Arguments *arguments)
 	if (arguments->deliver_at || arguments->dedup_key)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("%s is not supported yet", arguments->deliver_at ? "deliver_at" : "dedup_key")));
+				 errmsg("%s is not supported yet", arguments->deliver_at ? "deliver_at" : "dedup_key"),
+				 errdetail("Ignoring it would do something else than was asked for."),
+				 errhint("Leave it out.")));
 }
 
 /* ---- headers and trace context ---- */
@@ -180,22 +204,29 @@ check_header(const JsonbValue *name, const JsonbValue *value)
 	if (value->type != jbvString)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value of header \"%.*s\" must be a string", size, text)));
+				 errmsg("value of header \"%.*s\" must be a string", size, text),
+				 errdetail("It is of another JSON type."),
+				 errhint("Write it as a string, such as {\"x-shop\": \"7\"}.")));
 	if (is_traceparent(name))
 		return;
 	if (!outbox_field_name_valid(text, size))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%.*s\" is not a valid HTTP field name", size, text)));
+				 errmsg("\"%.*s\" is not a valid HTTP field name", size, text),
+				 errdetail("A name has letters, digits and some punctuation, and at least one of them."),
+				 errhint("Choose a name such as x-shop.")));
 	if (outbox_field_name_reserved(text, size))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("header \"%.*s\" is reserved", size, text),
-				 errdetail("It is set when the event is sent.")));
+				 errdetail("It is set when the event is sent."),
+				 errhint("Choose another name, such as x-shop.")));
 	if (!outbox_field_value_valid(value->val.string.val, value->val.string.len))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value of header \"%.*s\" is not a valid HTTP field value", size, text)));
+				 errmsg("value of header \"%.*s\" is not a valid HTTP field value", size, text),
+				 errdetail("It contains a control character, or a space at its beginning or end."),
+				 errhint("Remove or encode such characters.")));
 }
 
 /* The headers without the one of this name. */
@@ -218,8 +249,10 @@ set_headers(OutboxNewEvent *event, Jsonb *headers)
 	if (!JB_ROOT_IS_OBJECT(headers))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("headers of an event must be a JSON object of strings")));
-	check_size("headers of an event are too large", VARSIZE(headers), MAX_HEADERS);
+				 errmsg("headers of an event must be a JSON object of strings"),
+				 errdetail("They are of another JSON type."),
+				 errhint("Write them as {\"name\": \"value\"}.")));
+	check_size("headers of an event are too large", VARSIZE(headers), MAX_HEADERS, "Put data into the payload.");
 
 	event->headers = headers;
 	iterator = JsonbIteratorInit(&headers->root);
@@ -258,7 +291,7 @@ checked(const Arguments *arguments, bool reserved)
 	check_body(arguments);
 	refuse_unsupported(arguments);
 	if (event.key != NULL)
-		check_size("key of an event is too long", VARSIZE_ANY_EXHDR(event.key), MAX_KEY);
+		check_key(event.key);
 	if (event.tenant != NULL)
 		check_tenant(event.tenant);
 	if (arguments->headers != NULL)
@@ -337,7 +370,9 @@ outbox_ping(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("subscription must not be null")));
+				 errmsg("subscription must not be null"),
+				 errdetail("A ping is for one subscription."),
+				 errhint("Call outbox.ping().")));
 
 	initStringInfo(&payload);
 	appendStringInfoString(&payload, "{\"subscription\": ");
@@ -374,7 +409,9 @@ string_member(const char *name, const JsonbValue *value)
 	if (value->type != jbvString)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" of an event must be a string", name)));
+				 errmsg("\"%s\" of an event must be a string", name),
+				 errdetail("It is of another JSON type."),
+				 errhint("Write it as a string, or null for none.")));
 	return cstring_to_text_with_len(value->val.string.val, value->val.string.len);
 }
 
@@ -399,6 +436,7 @@ set_member(Arguments *arguments, const char *name, JsonbValue *value)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown member \"%s\" of an event", name),
+				 errdetail("Ignoring it would lose what was meant."),
 				 errhint("Members are type, payload, key, headers, deliver_at, dedup_key and tenant.")));
 }
 
@@ -414,7 +452,9 @@ checked_element(JsonbValue *element)
 	if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("an event must be a JSON object")));
+				 errmsg("an event must be a JSON object"),
+				 errdetail("It is of another JSON type."),
+				 errhint("Write it as {\"type\": \"order.paid\", \"payload\": {}}.")));
 
 	iterator = JsonbIteratorInit(element->val.binary.data);
 	while ((token = JsonbIteratorNext(&iterator, &name, true)) != WJB_DONE)
@@ -465,12 +505,16 @@ outbox_enqueue_many(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("events must not be null")));
+				 errmsg("events must not be null"),
+				 errdetail("For no events there is the empty array."),
+				 errhint("Give a JSON array of objects.")));
 	array = PG_GETARG_JSONB_P(0);
 	if (!JB_ROOT_IS_ARRAY(array) || JB_ROOT_IS_SCALAR(array))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("events must be a JSON array of objects")));
+				 errmsg("events must be a JSON array of objects"),
+				 errdetail("They are of another JSON type."),
+				 errhint("Write them as [{\"type\": \"order.paid\", \"payload\": {}}].")));
 
 	if (JB_ROOT_COUNT(array) == 0)
 		PG_RETURN_ARRAYTYPE_P(construct_empty_array(UUIDOID));
@@ -547,6 +591,7 @@ outbox_new_event(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("id of an event cannot be given"),
+				 errdetail("Ids are made when events are recorded, in increasing order."),
 				 errhint("Leave it out, and read it with RETURNING id.")));
 
 	arguments.type = new_text(trigger, "type");

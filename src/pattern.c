@@ -1,13 +1,15 @@
 /*
  * Event types and the patterns that match them.
  *
- * Pure.  Works on bytes, so that it needs no encoding: a byte above 0x7F is part of a printable character in every server encoding that has one.
+ * Works on bytes.  A byte above 0x7F is part of a printable character in every server encoding, but for the C1 controls (U+0080 to U+009F) of Unicode and ISO 8859: the only
+ * place that asks for the encoding.
  * Matching looks at words from left to right and remembers one place to go back to, that of the last `**`; going back further could never help,
  * because an earlier `**` has already found its shortest match.  So the time is at most the product of the numbers of words.
  */
-#include "pattern.h"
+#include "postgres.h"
 
-#include <string.h>
+#include "mb/pg_wchar.h"
+#include "pattern.h"
 
 #define MAX_TYPE 255
 
@@ -27,6 +29,38 @@ next_word(const char *end)
 	return *end == '.' ? end + 1 : NULL;
 }
 
+/* Is the byte at `i` the last one of a C1 control? */
+static bool
+is_c1(const char *text, size_t i)
+{
+	unsigned char c = (unsigned char) text[i];
+
+	if (c < 0x80 || c > 0x9F)
+		return false;
+	switch (GetDatabaseEncoding())
+	{
+		case PG_UTF8:
+			return i > 0 && (unsigned char) text[i - 1] == 0xC2;
+		case PG_LATIN1:
+		case PG_LATIN2:
+		case PG_LATIN3:
+		case PG_LATIN4:
+		case PG_LATIN5:
+		case PG_LATIN6:
+		case PG_LATIN7:
+		case PG_LATIN8:
+		case PG_LATIN9:
+		case PG_LATIN10:
+		case PG_ISO_8859_5:
+		case PG_ISO_8859_6:
+		case PG_ISO_8859_7:
+		case PG_ISO_8859_8:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /* What is wrong with the characters of a type or pattern, or with the places of its dots. */
 static const char *
 words_problem(const char *text, size_t size)
@@ -40,7 +74,7 @@ words_problem(const char *text, size_t size)
 	{
 		unsigned char c = (unsigned char) text[i];
 
-		if (c <= ' ' || c == 0x7F)
+		if (c <= ' ' || c == 0x7F || is_c1(text, i))
 			return "It contains white space or a control character.";
 		if (c == '.' && (i == 0 || i == size - 1 || text[i - 1] == '.'))
 			return "It contains an empty word: words are separated by single dots.";

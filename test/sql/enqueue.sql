@@ -62,7 +62,8 @@ SELECT args, pg_temp.refusal(format('SELECT outbox.enqueue(%s)', args)) FROM unn
     $$NULL, '1'$$, $$'a', NULL$$, $$'', '1'$$, $$'a..b', '1'$$, $$'outbox', '1'$$, $$'outbox.ping', '1'$$, $$'outboxes.ping', '1'$$,
     $$'a', '1', tenant => ''$$, $$'a', '1', headers => '[]'$$, $$'a', '1', headers => '{"a": 1}'$$, $$'a', '1', headers => '{"Webhook-Id": "x"}'$$,
     $$'a', '1', headers => '{"a b": "x"}'$$, $$'a', '1', headers => '{"a": "x\r\nb: c"}'$$, $$'a', '1', headers => '{"": "x"}'$$, $$'a', '1', headers => '{}'$$,
-    $$'a', '1', deliver_at => now()$$, $$'a', '1', dedup_key => 'x'$$]) AS args;
+    $$'a', '1', deliver_at => now()$$, $$'a', '1', dedup_key => 'x'$$, $$'a', '1', key => ''$$, $$E'a\u0085b', '1'$$, $$E'a\u009f', '1'$$, $$E'\u00c2\u00a0', '1'$$, $$'a b', '1'$$,
+    $$'a', '1', headers => '"x"'$$]) AS args;
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', key => repeat('x', 1024))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', key => repeat('x', 1025))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', tenant => repeat('x', 129))$$);
@@ -73,7 +74,29 @@ SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', (SELECT jsonb_agg(1e100000) 
 -- INSTEAD OF triggers do not fire in a session of this kind: refused, not lost
 SET session_replication_role = replica;
 SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (type, payload) VALUES ('a', '1')$$);
+SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (id, type, payload) VALUES (NULL, 'a', '1')$$);
+SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (id, type, payload) VALUES (DEFAULT, 'a', '1'), (NULL, 'b', '1')$$);
+SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (id, type, payload) SELECT NULL, 'a', '1'$$);
+SELECT pg_temp.refusal($$DO 'DECLARE i uuid; BEGIN INSERT INTO outbox.new_event (id, type, payload) VALUES (i, ''a'', ''1''); END'$$);
+PREPARE insertion AS INSERT INTO outbox.new_event (id, type, payload) VALUES ($1, 'a', '1');
+SELECT pg_temp.refusal('EXECUTE insertion (NULL)');
+\set SHOW_CONTEXT never
+COPY outbox.new_event (type, payload) FROM stdin;
+a	1
+\.
+COPY outbox.new_event (id, type, payload) FROM stdin;
+\N	a	1
+\.
 RESET session_replication_role;
+COPY outbox.new_event (id, type, payload) FROM stdin;
+\N	copied.with-id	1
+\.
+COPY outbox.new_event (type, payload) FROM stdin;
+copied.without	1
+\.
+EXECUTE insertion (NULL);
+SELECT type FROM outbox.event ORDER BY id DESC LIMIT 3;
+\set SHOW_CONTEXT errors
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', headers => (SELECT jsonb_object_agg('h' || i, repeat('x', 1000)) FROM generate_series(1, 20) i))$$);
 SELECT args, pg_temp.refusal(format('SELECT outbox.enqueue_raw(%s)', args)) FROM unnest(ARRAY[
     $$'a', NULL, 'text/plain'$$, $$'a', 'x', NULL$$, $$'a', 'x', ''$$, $$'a', 'x', E'text/plain\r\na: b'$$]) AS args;
@@ -92,6 +115,9 @@ SELECT command, pg_temp.refusal(command) FROM unnest(ARRAY[
     $$INSERT INTO outbox.event (type, payload) VALUES ('a', '1')$$, $$INSERT INTO outbox.event_9 (type, payload) VALUES ('a', '1')$$,
     $$INSERT INTO outbox.event_9 (id, xid, epoch, created_at, type, payload) VALUES ('00000000-0000-7000-8000-000000000000', pg_current_xact_id(), outbox.epoch(), now(), 'a', '1')$$,
     $$INSERT INTO outbox.event_9 (id, xid, epoch, created_at, type, payload) VALUES ('00000000-0000-4000-8000-000000000000', '3', outbox.epoch(), now(), 'a', '1')$$]) AS command;
+
+\echo -- nor ids that are far in the future: ids would be, ever after
+SELECT pg_temp.refusal($$INSERT INTO outbox.event_9 (id, xid, epoch, created_at, type, payload) VALUES ('ffffffff-0000-7000-8000-000000000000', '3', outbox.epoch() # 1, now(), 'a', '1')$$);
 
 \echo -- save a dump that is restored
 BEGIN;
