@@ -152,6 +152,7 @@ outbox_catalog_required(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension \"outbox\" does not exist in this database"),
+				 errdetail("There is none, or only a part of one."),
 				 errhint("Run CREATE EXTENSION outbox.")));
 	return found;
 }
@@ -966,8 +967,10 @@ outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event)
 /* ---- SQL ---- */
 
 /*
- * _events_since(snapshot pg_snapshot, next xid8, clock bigint, after uuid, at_most bigint) → setof uuid: the events of this epoch, above `after`, that this
+ * since(snapshot pg_snapshot, next xid8, clock bigint, after uuid, at_most bigint) → setof uuid: the events of this epoch, above `after`, that this
  * position (see outbox._position_now()) does not see; in id order.  snapshot, after, at_most null: no bound.
+ *
+ * Not declared by the extension: it lets test/specs read the log as the worker does.
  */
 PG_FUNCTION_INFO_V1(outbox_events_since);
 Datum

@@ -27,6 +27,9 @@ typedef struct OutboxCatalog
 /* The extension of this database, or NULL when there is none (or only a part of it). */
 extern PGDLLEXPORT const OutboxCatalog *outbox_catalog(void);
 
+/* The same; raises when there is none. */
+extern const OutboxCatalog *outbox_catalog_required(void);
+
 /* ---- append: in the producer's transaction ---- */
 
 /* A row to be; NULL members are SQL NULL.  Exactly one of payload and body is set. */

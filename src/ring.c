@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -49,6 +50,9 @@
 
 /* Rows that one round deletes of a kind; the rest waits for the next rounds. */
 #define DELETE_AT_ONCE "1000"
+
+/* Rows are looked for that often; milliseconds.  A worker's other rounds have only segments in mind. */
+#define THOROUGH_INTERVAL 20000
 
 /* Tells the trigger on the segments that it is retirement that truncates. */
 static bool retiring = false;
@@ -143,6 +147,7 @@ typedef struct Round
 	OutboxCatalog catalog;
 	OutboxDatabase *database;
 	TimestampTz now;
+	bool		thorough;		/* also what takes reading whole tables */
 	MemoryContext context;		/* of the list */
 	List	   *done;
 } Round;
@@ -167,17 +172,52 @@ older_than(Round *round, TimestampTz at, int seconds)
 	return at <= round->now - seconds * USECS_PER_SEC;
 }
 
-static int64
-relation_bytes(Oid relation)
-{
-	return DatumGetInt64(DirectFunctionCall1(pg_total_relation_size, ObjectIdGetDatum(relation)));
-}
-
 /* A table in AccessShare mode, if that can be had at once. */
 static Relation
 open_at_once(Oid oid)
 {
 	return ConditionalLockRelationOid(oid, AccessShareLock) ? table_open(oid, NoLock) : NULL;
+}
+
+static int64
+main_fork_bytes(Relation relation)
+{
+	return (int64) RelationGetNumberOfBlocks(relation) * BLCKSZ;
+}
+
+/*
+ * Of a table that is open: with its TOAST table and the indexes of both, as far as they can be locked at once.  (pg_total_relation_size() would wait for them.)
+ */
+static int64
+table_bytes(Relation table)
+{
+	int64		bytes = main_fork_bytes(table);
+	Oid			toast = table->rd_rel->reltoastrelid;
+	List	   *indexes = RelationGetIndexList(table);
+	ListCell   *cell;
+
+	foreach(cell, indexes)
+	{
+		Relation	index;
+
+		if (!ConditionalLockRelationOid(lfirst_oid(cell), AccessShareLock))
+			continue;
+		index = index_open(lfirst_oid(cell), NoLock);
+		bytes += main_fork_bytes(index);
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+	if (OidIsValid(toast))
+	{
+		Relation	relation = open_at_once(toast);
+
+		if (relation != NULL)
+		{
+			bytes += table_bytes(relation);
+			table_close(relation, AccessShareLock);
+		}
+	}
+	return bytes;
 }
 
 static char *
@@ -313,7 +353,7 @@ rotation_due(Round *round, Relation heap)
 
 	if (RelationGetNumberOfBlocks(heap) == 0)
 		return false;
-	if (relation_bytes(RelationGetRelid(heap)) > (int64) outbox_segment_size * 1024)
+	if (table_bytes(heap) > (int64) outbox_segment_size * 1024)
 		return true;
 	return outbox_segment_edge(heap, ForwardScanDirection, false, &first) &&
 		older_than(round, outbox_event_id_time(&first), age);
@@ -344,10 +384,13 @@ rotate(Round *round)
 {
 	OutboxDatabase *database = round->database;
 	uint32		current = pg_atomic_read_u32(&database->current);
-	Relation	heap = open_at_once(round->catalog.segments[current]);
+	Relation	heap;
 	int64		bytes;
 	int			next;
 
+	if (current == OUTBOX_NO_SEGMENT)	/* reset since the round began: the next one finds the floor again */
+		return;
+	heap = open_at_once(round->catalog.segments[current]);
 	if (heap == NULL)
 		return;
 	if (!rotation_due(round, heap))
@@ -355,7 +398,7 @@ rotate(Round *round)
 		table_close(heap, AccessShareLock);
 		return;
 	}
-	bytes = relation_bytes(RelationGetRelid(heap));
+	bytes = table_bytes(heap);
 	table_close(heap, AccessShareLock);
 
 	next = find_empty(round, current);
@@ -413,6 +456,8 @@ seal(Round *round)
 	OutboxDatabase *database = round->database;
 	uint32		current = pg_atomic_read_u32(&database->current);
 
+	if (current == OUTBOX_NO_SEGMENT)
+		return;
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		uint64		seal_tick;
@@ -522,7 +567,7 @@ retire(Round *round, int segment)
 	if (over)
 	{
 		char	   *name = quoted_name(heap);
-		int64		bytes = relation_bytes(oid);
+		int64		bytes = table_bytes(heap);
 
 		table_close(heap, NoLock);
 		keep_events(round, segment, name);
@@ -543,9 +588,11 @@ static const char delete_ownerless[] =
 "DELETE FROM outbox.delivery WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM outbox.delivery AS d"
 " WHERE NOT EXISTS (SELECT FROM outbox.subscription AS s WHERE s.id = d.subscription_id) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
+/* While its event is in the log the row must stay: without it the event would seem to be delivered. */
 static const char delete_expired[] =
 "DELETE FROM outbox.delivery WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM outbox.delivery AS d"
-" WHERE d.status IN ('dead', 'discarded') AND d.ended_at <= $1 LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+" WHERE d.status IN ('dead', 'discarded') AND d.ended_at <= $1 AND NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = d.event_id)"
+" LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 static const char delete_kept[] =
 "DELETE FROM outbox.kept_event WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.kept_event AS k"
@@ -614,22 +661,31 @@ empty_attempts(Round *round, int number)
 {
 	Oid			oid = get_relname_relid(psprintf("attempt_log_%d", number), round->catalog.schema);
 	Relation	part = OidIsValid(oid) ? open_at_once(oid) : NULL;
-	char	   *name;
 	bool		expired;
 	List	   *locks;
 
 	if (part == NULL)
 		return;
-	name = quoted_name(part);
 	expired = attempts_expired(round, part);
 	table_close(part, AccessShareLock);
+	if (!expired || !lock_for_truncate(oid, &locks))
+		return;
 
-	if (expired && lock_for_truncate(oid, &locks))
+	/* somebody may have written to it since */
+	part = table_open(oid, NoLock);
+	if (attempts_expired(round, part))
 	{
-		int64		bytes = relation_bytes(oid);
+		char	   *name = quoted_name(part);
+		int64		bytes = table_bytes(part);
 
+		table_close(part, NoLock);
 		truncate_table(name);
 		report(round, "emptied", number, bytes, "attempt log");
+	}
+	else
+	{
+		table_close(part, NoLock);
+		unlock_all(locks);
 	}
 }
 
@@ -647,13 +703,16 @@ refuse_unfit_transaction(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("outbox.maintain() needs isolation level READ COMMITTED"),
-				 errdetail("What it proves must be true now, not when the transaction began.")));
+				 errdetail("What it proves must be true now, not when the transaction began."),
+				 errhint("Call it in a session with default_transaction_isolation = 'read committed'.")));
 
 	/* A ShareLock does not conflict with the lock of an event enqueued by the same transaction: sealing would be wrong. */
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("outbox.maintain() cannot run in a transaction that has already written")));
+				 errmsg("outbox.maintain() cannot run in a transaction that has already written"),
+				 errdetail("It could not tell the locks of this transaction from nobody's."),
+				 errhint("Call it as a statement of its own.")));
 }
 
 static void
@@ -665,10 +724,13 @@ run_round(Round *round)
 		if (i != pg_atomic_read_u32(&round->database->current))
 			retire(round, i);
 
-	delete_rows(round, delete_ownerless, "deliveries whose subscription is gone");
-	delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
-	delete_rows(round, delete_kept, "kept events that no delivery points to any more");
-	delete_rows(round, delete_matches, "matching rules that no event is old enough for");
+	if (round->thorough)
+	{
+		delete_rows(round, delete_ownerless, "deliveries whose subscription is gone");
+		delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
+		delete_rows(round, delete_kept, "kept events that no delivery points to any more");
+		delete_rows(round, delete_matches, "matching rules that no event is old enough for");
+	}
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)
 		if (i != outbox_ring_attempt_part(round->now))
@@ -680,10 +742,10 @@ run_round(Round *round)
 }
 
 /* Runs as the owner of the log, whom the caller need not be, and with a safe search path. */
-List *
-outbox_ring_maintain(void)
+static List *
+maintain(bool thorough)
 {
-	Round		round = {.catalog = *outbox_catalog_required(), .context = CurrentMemoryContext};
+	Round		round = {.catalog = *outbox_catalog_required(), .thorough = thorough, .context = CurrentMemoryContext};
 	int			nest_level;
 	Oid			user;
 	int			security;
@@ -714,6 +776,19 @@ outbox_ring_maintain(void)
 	return round.done;
 }
 
+List *
+outbox_ring_maintain(void)
+{
+	static TimestampTz thorough_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		thorough = now < thorough_at || TimestampDifferenceExceeds(thorough_at, now, THOROUGH_INTERVAL);
+	List	   *done = maintain(thorough);
+
+	if (thorough)
+		thorough_at = now;
+	return done;
+}
+
 /* ---- SQL ---- */
 
 /* maintain() → table (action text, segment int, count bigint, detail text): one round; what it did. */
@@ -722,7 +797,7 @@ Datum
 outbox_maintain(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	List	   *done = outbox_ring_maintain();
+	List	   *done = maintain(true);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -750,7 +825,7 @@ describe_segment(Relation heap, Datum *values, bool *nulls, pg_uuid_t edges[2])
 	values[5] = UUIDPGetDatum(&edges[0]);
 	nulls[6] = !outbox_segment_edge(heap, BackwardScanDirection, true, &edges[1]);
 	values[6] = UUIDPGetDatum(&edges[1]);
-	values[7] = Int64GetDatum(relation_bytes(RelationGetRelid(heap)));
+	values[7] = Int64GetDatum(table_bytes(heap));
 }
 
 /*
@@ -789,7 +864,8 @@ outbox_segments(PG_FUNCTION_ARGS)
 }
 
 /*
- * Is this row one that a dump brings back: complete, in a segment, and of a transaction that no tick to come is waiting for?
+ * Is this row one that a dump brings back: complete, in a segment, of a transaction that no tick to come is waiting for, and not of a time to come?  (The clock
+ * must be past every id there is; a day is for servers whose clocks differ.)
  */
 static bool
 is_restored(TriggerData *trigger)
@@ -800,6 +876,7 @@ is_restored(TriggerData *trigger)
 	FullTransactionId next = ReadNextFullTransactionId();
 	bool		segment = false;
 	bool		isnull;
+	pg_uuid_t  *id;
 	uint64		xid;
 	uint64		oldest;
 
@@ -810,7 +887,9 @@ is_restored(TriggerData *trigger)
 	for (EventColumn column = EVENT_ID; column <= EVENT_TYPE; column++)
 		if (heap_attisnull(tuple, column, descriptor))
 			return false;
-	if (!outbox_event_id_valid(DatumGetUUIDP(heap_getattr(tuple, EVENT_ID, descriptor, &isnull))))
+	id = DatumGetUUIDP(heap_getattr(tuple, EVENT_ID, descriptor, &isnull));
+	if (!outbox_event_id_valid(id) ||
+		outbox_event_id_clock(id) > outbox_event_id_clock_at(GetCurrentTimestamp() + USECS_PER_DAY))
 		return false;
 
 	if (DatumGetInt64(heap_getattr(tuple, EVENT_EPOCH, descriptor, &isnull)) != catalog->epoch)
@@ -841,6 +920,7 @@ outbox_refuse_event_change(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot insert into table \"%s\" directly", RelationGetRelationName(trigger->tg_relation)),
+				 errdetail("Only a restored dump brings rows of its own: complete, and of the past."),
 				 errhint("Call outbox.enqueue(), or insert into the view outbox.new_event.")));
 	}
 	ereport(ERROR,

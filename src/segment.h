@@ -26,9 +26,6 @@ typedef enum EventColumn
 	EVENT_TRACEPARENT
 } EventColumn;
 
-/* The extension of this database; raises if there is none. */
-extern const OutboxCatalog *outbox_catalog_required(void);
-
 extern Oid	outbox_segment_owner(Oid segment);
 extern void outbox_segment_check(Relation heap);
 extern Relation outbox_segment_index(Relation heap, bool by_xid, bool wait);

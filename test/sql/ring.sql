@@ -81,7 +81,13 @@ INSERT INTO outbox.delivery (subscription_id, event_id, status, attempts, ended_
 SELECT * FROM round;
 SELECT id = :'dead' AS the_dead_one FROM outbox.kept_event;
 UPDATE outbox.delivery SET ended_at = now() - interval '31 days';
+-- but a dead letter whose event is in the log does not go before it
+SELECT id AS young FROM outbox.event WHERE type = 'new.one' \gset
+INSERT INTO outbox.delivery (subscription_id, event_id, status, attempts, ended_at) VALUES (:slow, :'young', 'dead', 25, now() - interval '31 days');
 SELECT * FROM round;
+SELECT event_id = :'young' AS young FROM outbox.delivery;
+DELETE FROM outbox.delivery;
+SELECT indexdef FROM pg_indexes WHERE indexname = 'delivery_ended_at_idx';
 INSERT INTO outbox.delivery (subscription_id, event_id, status, attempts) VALUES (-1, :'dead', 'retrying', 1);
 SELECT * FROM round;
 
