@@ -6,14 +6,25 @@
 -- Nothing in here trusts the search path: every name is qualified, and the path itself is the safest one.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
--- The schema may have been there before. Whoever owns it could replace what is in it, so it must belong to a superuser, and be closed to others.
+-- The schema may have been there before: CREATE EXTENSION makes it, a restored dump has made it. Whoever owns it could replace what is in it, and whoever may create in it could
+-- get between. So it must belong to a superuser, be closed to others, and hold nothing. (In one that this transaction made nobody else has been; what default
+-- privileges gave to others on it is revoked at the end.)
 DO $check_schema$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
                 WHERE n.nspname OPERATOR(pg_catalog.=) 'outbox' AND NOT r.rolsuper)
-       OR pg_catalog.has_schema_privilege('public', 'outbox', 'CREATE') THEN
+       OR EXISTS (SELECT FROM pg_catalog.pg_namespace AS n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
+                   WHERE n.nspname OPERATOR(pg_catalog.=) 'outbox' AND pg_catalog.age(n.xmin) OPERATOR(pg_catalog.>) 0
+                     AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner) THEN
         RAISE insufficient_privilege USING MESSAGE = 'schema "outbox" is not safe for this extension',
-            DETAIL = 'It belongs to a role that is not a superuser, or everybody may create objects in it.', HINT = 'Drop the schema, or give it to a superuser and revoke CREATE on it from PUBLIC.';
+            DETAIL = 'It belongs to a role that is not a superuser, or others than its owner may create objects in it.',
+            HINT = 'Drop the schema, or give it to a superuser and revoke CREATE on it from all others.';
+    ELSIF EXISTS (SELECT FROM pg_catalog.pg_depend AS d
+                   WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid OPERATOR(pg_catalog.=) 'outbox'::pg_catalog.regnamespace
+                     AND d.classid OPERATOR(pg_catalog.<>) 'pg_catalog.pg_extension'::pg_catalog.regclass
+                     AND d.classid OPERATOR(pg_catalog.<>) 'pg_catalog.pg_default_acl'::pg_catalog.regclass) THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'schema "outbox" is not empty',
+            DETAIL = 'What is in it could be taken for a part of the extension.', HINT = 'Move what is in it to another schema, or drop it.';
     END IF;
 END
 $check_schema$;
@@ -293,6 +304,7 @@ CREATE TABLE outbox.delivery (
 CREATE INDEX delivery_event_id_idx ON outbox.delivery (event_id);
 CREATE INDEX delivery_open_idx ON outbox.delivery (subscription_id, event_id) WHERE status NOT IN ('dead', 'discarded');
 CREATE INDEX delivery_dead_idx ON outbox.delivery (subscription_id, ended_at) WHERE status = 'dead';
+CREATE INDEX delivery_ended_at_idx ON outbox.delivery (ended_at) WHERE status IN ('dead', 'discarded');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');
 
 COMMENT ON TABLE outbox.delivery IS 'Events that a cursor has passed and that are not delivered; seen in delivery_status, dead_letter and blocked_key';
@@ -431,15 +443,16 @@ CREATE FUNCTION outbox.maintain(OUT action text, OUT segment integer, OUT count 
 RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_maintain';
 COMMENT ON FUNCTION outbox.maintain() IS
 'One round of maintenance of the event log: rotates, seals and empties segments, and says what it did. The delivery worker does this by itself unless outbox.auto_maintain is off.
-Never waits for a lock. Refused inside a transaction block (25001) and above READ COMMITTED.';
+A segment that is in use is left for a later round. For the small tables it may wait, one second at most for each (55P03). Refused inside a transaction block, after a write (25001),
+and above READ COMMITTED (25000). Call it as a statement of its own: inside a function or a DO block its locks last until the end of the outer statement.';
 
 CREATE FUNCTION outbox._segments(OUT segment integer, OUT relation regclass, OUT is_current boolean, OUT sealed boolean, OUT seal_tick bigint,
                                  OUT first_id uuid, OUT last_id uuid, OUT bytes bigint)
 RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_segments';
 COMMENT ON FUNCTION outbox._segments() IS 'The segments of the event log: what is in them, and the first tick that begins after each was sealed; first_id and last_id are NULL in an empty one';
 
-CREATE FUNCTION outbox._ping(subscription text) RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_ping';
-COMMENT ON FUNCTION outbox._ping(text) IS 'Records an event of type outbox.ping that goes to this subscription alone';
+CREATE FUNCTION outbox._record_ping(subscription text) RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_ping';
+COMMENT ON FUNCTION outbox._record_ping(text) IS 'Records an event of type outbox.ping that goes to this subscription alone';
 
 CREATE FUNCTION outbox._arm(armed boolean) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_arm';
 COMMENT ON FUNCTION outbox._arm(boolean) IS 'Tells the launcher, at commit, that this database was armed or disarmed';
@@ -456,7 +469,7 @@ CREATE FUNCTION outbox._check_types(types text[]) RETURNS void LANGUAGE C VOLATI
 COMMENT ON FUNCTION outbox._check_types(text[]) IS 'Refuses what is not a non-empty list of valid patterns (22023)';
 
 CREATE FUNCTION outbox._acting_role() RETURNS oid LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_acting_role';
-COMMENT ON FUNCTION outbox._acting_role() IS 'The role that the session acts as, also inside SECURITY DEFINER functions';
+COMMENT ON FUNCTION outbox._acting_role() IS 'The role that the session acts as, also inside SECURITY DEFINER functions: for the record, never to decide what is permitted';
 
 CREATE FUNCTION outbox._runtime(OUT subscription_id integer, OUT in_flight integer, OUT exceptions integer, OUT blocked_keys integer, OUT at_head boolean,
                                 OUT "offset" bigint, OUT oldest_at timestamptz, OUT last_success_at timestamptz, OUT last_error_at timestamptz,
@@ -477,17 +490,9 @@ COMMENT ON FUNCTION outbox._event_time(uuid) IS 'The instant in an event id, to 
 -- ===== producing =========================================================================================================
 
 -- For ORMs: INSERT INTO outbox.new_event (type, payload) VALUES (…) RETURNING id. The view itself never shows a row.
-CREATE VIEW outbox.new_event AS
-SELECT NULL::pg_catalog.uuid        AS id,
-       NULL::pg_catalog.text        AS type,
-       NULL::pg_catalog.jsonb       AS payload,
-       NULL::pg_catalog.text        AS key,
-       NULL::pg_catalog.jsonb       AS headers,
-       NULL::pg_catalog.timestamptz AS deliver_at,
-       NULL::pg_catalog.text        AS dedup_key,
-       NULL::pg_catalog.text        AS tenant
- WHERE false;
--- A session with session_replication_role = replica fires no such trigger, and the insert would vanish without a word: the default, which a view evaluates first, says so.
+
+-- A session with session_replication_role = replica fires no trigger of a view, and the insert would vanish without a word. What is evaluated all the same says so: the check of
+-- the id's domain when a NULL is given or filled in, the default when COPY leaves the column out.
 CREATE FUNCTION outbox._refuse_replica() RETURNS uuid LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -499,6 +504,20 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._refuse_replica() IS 'The default of new_event.id: NULL, or an error where the insert would be lost';
+
+CREATE DOMAIN outbox._new_id AS pg_catalog.uuid CONSTRAINT not_in_replica_role CHECK (outbox._refuse_replica() IS NULL);
+COMMENT ON DOMAIN outbox._new_id IS 'The type of new_event.id: a uuid, and an error where the insert would be lost';
+
+CREATE VIEW outbox.new_event AS
+SELECT NULL::outbox._new_id         AS id,
+       NULL::pg_catalog.text        AS type,
+       NULL::pg_catalog.jsonb       AS payload,
+       NULL::pg_catalog.text        AS key,
+       NULL::pg_catalog.jsonb       AS headers,
+       NULL::pg_catalog.timestamptz AS deliver_at,
+       NULL::pg_catalog.text        AS dedup_key,
+       NULL::pg_catalog.text        AS tenant
+ WHERE false;
 ALTER VIEW outbox.new_event ALTER COLUMN id SET DEFAULT outbox._refuse_replica();
 
 CREATE TRIGGER enqueue INSTEAD OF INSERT ON outbox.new_event FOR EACH ROW EXECUTE FUNCTION outbox._new_event();
@@ -532,12 +551,20 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.su
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.subscription_match FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.secret             FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.delivery           FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+ALTER TABLE outbox.subscription       ENABLE ALWAYS TRIGGER changed;   -- also in a session with session_replication_role = replica
+ALTER TABLE outbox.subscription_match ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE outbox.secret             ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE outbox.delivery           ENABLE ALWAYS TRIGGER changed;
 
 -- ===== subscribing =======================================================================================================
 
--- A subscription is built as a row: defaults first, then what was given, then one check of the whole, because some options limit each other. The
--- functions run as the owner, who alone may touch the tables; who acts is asked of _acting_role(). No error shows more of a URL than its
--- scheme, host and port, nor anything of a secret.
+-- A subscription is built as a row: defaults first, then what was given, then one check of the whole, because some options limit each other. No error shows
+-- more of a URL than its scheme, host and port, nor anything of a secret.
+--
+-- What managers call (subscribe and the others) is a thin layer in C, outbox_manage(). It runs with the caller's rights, finds out whether that caller is an operator,
+-- and calls the function of the same name with "_" before it, which has that as one more argument, runs as the owner, who alone may touch the tables, and cannot be
+-- called by anybody else. So a superuser who calls a manager's SECURITY DEFINER function lends it nothing. The layer also keeps the server log from quoting the statement,
+-- which may contain a secret, when it fails.
 
 CREATE FUNCTION outbox._default_subscription() RETURNS outbox.subscription LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -640,12 +667,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_number(text, float8, float8, float8) IS 'Refuses (22023) a number out of bounds';
 
-CREATE FUNCTION outbox._is_operator() RETURNS boolean LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-RETURN has_function_privilege(outbox._acting_role(), 'outbox.start(boolean)', 'EXECUTE');
-COMMENT ON FUNCTION outbox._is_operator() IS 'Has the acting role the rights of an operator?';
-
-CREATE FUNCTION outbox._check_subscription(s outbox.subscription) RETURNS outbox.subscription LANGUAGE plpgsql
+CREATE FUNCTION outbox._check_subscription(s outbox.subscription, operator boolean) RETURNS outbox.subscription LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     port   integer;
@@ -662,7 +684,7 @@ BEGIN
         PERFORM outbox._refuse_option('on_dead', format('"%s" is not a way to go on.', s.on_dead), 'Use skip (go on with the key''s next event) or block (hold the key back).');
     ELSIF s.network NOT IN ('public', 'private') THEN
         PERFORM outbox._refuse_option('network', format('"%s" is not a network.', s.network), 'Use public or private.');
-    ELSIF s.network = 'private' AND NOT outbox._is_operator() THEN
+    ELSIF s.network = 'private' AND NOT operator THEN
         RAISE insufficient_privilege USING MESSAGE = 'permission denied for subscriptions on the private network',
             DETAIL = 'With network => ''private'' the server talks to internal addresses.', HINT = 'Have an operator do this, or use network => ''public''.';
     END IF;
@@ -717,8 +739,8 @@ BEGIN
     RETURN s;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_subscription(outbox.subscription) IS
-'Refuses (22023, 42602, 42501) a subscription that cannot be; returns it with its intervals normalized';
+COMMENT ON FUNCTION outbox._check_subscription(outbox.subscription, boolean) IS
+'Refuses (22023, 42602, 42501) a subscription that cannot be, or only by an operator; returns it with its intervals normalized';
 
 -- The 60 clock bits of an instant, and the lowest id with given clock bits (src/event_id.h): so that a time can stand for a place among the ids.
 CREATE FUNCTION outbox._clock_at(instant timestamptz) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -765,13 +787,13 @@ END
 $$;
 COMMENT ON FUNCTION outbox._secret_bytes(text) IS 'The key bytes of a signing secret; refuses (22023) any other text without repeating it';
 
-CREATE FUNCTION outbox.subscribe(
-    name text, url text DEFAULT NULL, types text[] DEFAULT '{**}', tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
-    starting text DEFAULT NULL, max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
-    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
-    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
-    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
-    secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
+CREATE FUNCTION outbox._subscribe(
+    name text, url text, types text[], tenant text, ordering text, on_dead text,
+    starting text, max_in_flight integer, timeout interval, connect_timeout interval,
+    retry_base interval, retry_factor float8, retry_max interval, retry_jitter float8,
+    max_attempts integer, give_up_after interval, fatal_statuses integer[], max_blocked integer,
+    response_kept integer, network text, ports integer[], labels jsonb, description text,
+    secret text, if_not_exists boolean, operator boolean)
 RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -783,51 +805,51 @@ BEGIN
     -- from here to commit no segment is emptied: what this subscription is to read stays
     LOCK TABLE outbox.event IN ACCESS SHARE MODE;
 
-    IF subscribe.url IS NULL THEN
+    IF _subscribe.url IS NULL THEN
         RAISE feature_not_supported USING MESSAGE = 'pull subscriptions are not supported yet',
             DETAIL = 'A subscription without a URL would be drained by SQL.', HINT = 'Give the URL of a webhook receiver.';
     END IF;
 
     s := outbox._default_subscription();
-    s.name            := subscribe.name;
-    s.url             := subscribe.url;
-    s.types           := COALESCE(subscribe.types, s.types);
-    s.tenant          := subscribe.tenant;
-    s.ordering        := COALESCE(subscribe.ordering, s.ordering);
-    s.on_dead         := COALESCE(subscribe.on_dead, s.on_dead);
-    s.network         := COALESCE(subscribe.network, s.network);
-    s.ports           := COALESCE(subscribe.ports, s.ports);
-    s.max_in_flight   := COALESCE(subscribe.max_in_flight, s.max_in_flight);
-    s.timeout         := COALESCE(subscribe.timeout, s.timeout);
-    s.connect_timeout := COALESCE(subscribe.connect_timeout, LEAST(s.connect_timeout, s.timeout));
-    s.retry_base      := COALESCE(subscribe.retry_base, s.retry_base);
-    s.retry_factor    := COALESCE(subscribe.retry_factor, s.retry_factor);
-    s.retry_max       := COALESCE(subscribe.retry_max, GREATEST(s.retry_max, s.retry_base));
-    s.retry_jitter    := COALESCE(subscribe.retry_jitter, s.retry_jitter);
-    s.max_attempts    := COALESCE(subscribe.max_attempts, s.max_attempts);
-    s.give_up_after   := COALESCE(subscribe.give_up_after, s.give_up_after);
-    s.fatal_statuses  := COALESCE(subscribe.fatal_statuses, s.fatal_statuses);
-    s.max_blocked     := COALESCE(subscribe.max_blocked, s.max_blocked);
-    s.response_kept   := COALESCE(subscribe.response_kept, s.response_kept);
-    s.labels          := subscribe.labels;
-    s.description     := subscribe.description;
-    s := outbox._check_subscription(s);
-    key := COALESCE(outbox._secret_bytes(subscribe.secret), outbox._new_secret());
+    s.name            := _subscribe.name;
+    s.url             := _subscribe.url;
+    s.types           := COALESCE(_subscribe.types, s.types);
+    s.tenant          := _subscribe.tenant;
+    s.ordering        := COALESCE(_subscribe.ordering, s.ordering);
+    s.on_dead         := COALESCE(_subscribe.on_dead, s.on_dead);
+    s.network         := COALESCE(_subscribe.network, s.network);
+    s.ports           := COALESCE(_subscribe.ports, s.ports);
+    s.max_in_flight   := COALESCE(_subscribe.max_in_flight, s.max_in_flight);
+    s.timeout         := COALESCE(_subscribe.timeout, s.timeout);
+    s.connect_timeout := COALESCE(_subscribe.connect_timeout, LEAST(s.connect_timeout, s.timeout));
+    s.retry_base      := COALESCE(_subscribe.retry_base, s.retry_base);
+    s.retry_factor    := COALESCE(_subscribe.retry_factor, s.retry_factor);
+    s.retry_max       := COALESCE(_subscribe.retry_max, GREATEST(s.retry_max, s.retry_base));
+    s.retry_jitter    := COALESCE(_subscribe.retry_jitter, s.retry_jitter);
+    s.max_attempts    := COALESCE(_subscribe.max_attempts, s.max_attempts);
+    s.give_up_after   := COALESCE(_subscribe.give_up_after, s.give_up_after);
+    s.fatal_statuses  := COALESCE(_subscribe.fatal_statuses, s.fatal_statuses);
+    s.max_blocked     := COALESCE(_subscribe.max_blocked, s.max_blocked);
+    s.response_kept   := COALESCE(_subscribe.response_kept, s.response_kept);
+    s.labels          := _subscribe.labels;
+    s.description     := _subscribe.description;
+    s := outbox._check_subscription(s, operator);
+    key := COALESCE(outbox._secret_bytes(_subscribe.secret), outbox._new_secret());
 
-    IF COALESCE(subscribe.starting, 'now') = 'now' THEN
+    IF COALESCE(_subscribe.starting, 'now') = 'now' THEN
         here := outbox._position_now();
         s.start_epoch    := here.epoch;
         s.start_snapshot := here.snapshot;
         s.start_next     := here.next;
         s.start_clock    := here.clock;
-    ELSIF subscribe.starting <> 'earliest' THEN
+    ELSIF _subscribe.starting <> 'earliest' THEN
         BEGIN
-            instant := subscribe.starting::timestamptz;
+            instant := _subscribe.starting::timestamptz;
         EXCEPTION WHEN data_exception THEN
             instant := 'infinity';
         END;
         IF NOT isfinite(instant) OR instant < 'epoch' OR instant > '9999-12-31' THEN
-            PERFORM outbox._refuse_option('starting', format('"%s" is not a place in the event log.', subscribe.starting), 'Use now, earliest, or a timestamp.');
+            PERFORM outbox._refuse_option('starting', format('"%s" is not a place in the event log.', _subscribe.starting), 'Use now, earliest, or a timestamp.');
         END IF;
         s.start_after := outbox._lowest_id(outbox._clock_at(instant));
     END IF;
@@ -835,16 +857,27 @@ BEGIN
     s.id := nextval('outbox.subscription_id_seq'::regclass);
     INSERT INTO outbox.subscription OVERRIDING SYSTEM VALUE SELECT s.* ON CONFLICT ON CONSTRAINT subscription_name_key DO NOTHING;
     IF NOT FOUND THEN
-        IF subscribe.if_not_exists THEN
+        IF _subscribe.if_not_exists THEN
             RETURN NULL;
         END IF;
-        RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', subscribe.name),
+        RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', _subscribe.name),
             DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
     END IF;
     INSERT INTO outbox.secret (subscription_id, secret) VALUES (s.id, key);
     RETURN outbox._secret_text(key);
 END
 $$;
+COMMENT ON FUNCTION outbox._subscribe(text, text, text[], text, text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
+                                     integer[], integer, integer, text, integer[], jsonb, text, text, boolean, boolean) IS 'What subscribe() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.subscribe(
+    name text, url text DEFAULT NULL, types text[] DEFAULT '{**}', tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
+    starting text DEFAULT NULL, max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
+    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
+    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
+    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.subscribe(text, text, text[], text, text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
                                      integer[], integer, integer, text, integer[], jsonb, text, text, boolean) IS
 'Creates a push subscription. Returns its signing secret, which is shown only now; NULL if the subscription existed (if_not_exists).
@@ -859,44 +892,46 @@ retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its 
 max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
 max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
 network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
-labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; it may appear in the server''s statement log, a generated one does not.
-Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network.';
+labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; a generated one is never in the server''s log.
+Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network. When the call fails, the server log does not quote the statement; but settings that log
+statements, such as log_statement and log_min_duration_statement, log this one too, with the whole URL and a given secret: switch them off for it.';
 
 -- Found and locked for a change. Managers manage public subscriptions; those on the private network are an operator's.
-CREATE FUNCTION outbox._subscription(name text) RETURNS outbox.subscription LANGUAGE plpgsql
+CREATE FUNCTION outbox._subscription(name text, operator boolean) RETURNS outbox.subscription LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.subscription;
 BEGIN
     SELECT * INTO s FROM outbox.subscription AS t WHERE t.name = _subscription.name FOR UPDATE;
     IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _subscription.name), HINT = 'The view outbox.subscription_status lists the subscriptions.';
-    ELSIF s.network = 'private' AND NOT outbox._is_operator() THEN
+        RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _subscription.name),
+            DETAIL = 'No subscription has this name.', HINT = 'The view outbox.subscription_status lists the subscriptions.';
+    ELSIF s.network = 'private' AND NOT operator THEN
         RAISE insufficient_privilege USING MESSAGE = format('permission denied for subscription "%s"', _subscription.name),
             DETAIL = 'It is on the private network.', HINT = 'Have an operator do this.';
     END IF;
     RETURN s;
 END
 $$;
-COMMENT ON FUNCTION outbox._subscription(text) IS 'A subscription, locked; refuses unknown names (42704) and private ones of others than operators (42501)';
+COMMENT ON FUNCTION outbox._subscription(text, boolean) IS 'A subscription, locked; refuses unknown names (42704) and private ones of others than operators (42501)';
 
-CREATE FUNCTION outbox.alter_subscription(
-    name text, url text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
-    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
-    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
-    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
-    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
-    reset text[] DEFAULT NULL)
+CREATE FUNCTION outbox._alter_subscription(
+    name text, url text, types text[], tenant text, ordering text, on_dead text,
+    max_in_flight integer, timeout interval, connect_timeout interval,
+    retry_base interval, retry_factor float8, retry_max interval, retry_jitter float8,
+    max_attempts integer, give_up_after interval, fatal_statuses integer[], max_blocked integer,
+    response_kept integer, network text, ports integer[], labels jsonb, description text,
+    reset text[], operator boolean)
 RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    was    outbox.subscription := outbox._subscription(alter_subscription.name);
+    was    outbox.subscription := outbox._subscription(_alter_subscription.name, operator);
     s      outbox.subscription := was;
     d      outbox.subscription := outbox._default_subscription();
     option text;
     here   record;
 BEGIN
-    FOREACH option IN ARRAY COALESCE(alter_subscription.reset, '{}') LOOP
+    FOREACH option IN ARRAY COALESCE(_alter_subscription.reset, '{}') LOOP
         CASE option
             WHEN 'types'           THEN s.types           := d.types;
             WHEN 'tenant'          THEN s.tenant          := d.tenant;
@@ -923,28 +958,28 @@ BEGIN
         END CASE;
     END LOOP;
 
-    s.url             := COALESCE(alter_subscription.url, s.url);
-    s.types           := COALESCE(alter_subscription.types, s.types);
-    s.tenant          := COALESCE(alter_subscription.tenant, s.tenant);
-    s.ordering        := COALESCE(alter_subscription.ordering, s.ordering);
-    s.on_dead         := COALESCE(alter_subscription.on_dead, s.on_dead);
-    s.network         := COALESCE(alter_subscription.network, s.network);
-    s.ports           := COALESCE(alter_subscription.ports, s.ports);
-    s.max_in_flight   := COALESCE(alter_subscription.max_in_flight, s.max_in_flight);
-    s.timeout         := COALESCE(alter_subscription.timeout, s.timeout);
-    s.connect_timeout := COALESCE(alter_subscription.connect_timeout, s.connect_timeout);
-    s.retry_base      := COALESCE(alter_subscription.retry_base, s.retry_base);
-    s.retry_factor    := COALESCE(alter_subscription.retry_factor, s.retry_factor);
-    s.retry_max       := COALESCE(alter_subscription.retry_max, s.retry_max);
-    s.retry_jitter    := COALESCE(alter_subscription.retry_jitter, s.retry_jitter);
-    s.max_attempts    := COALESCE(alter_subscription.max_attempts, s.max_attempts);
-    s.give_up_after   := COALESCE(alter_subscription.give_up_after, s.give_up_after);
-    s.fatal_statuses  := COALESCE(alter_subscription.fatal_statuses, s.fatal_statuses);
-    s.max_blocked     := COALESCE(alter_subscription.max_blocked, s.max_blocked);
-    s.response_kept   := COALESCE(alter_subscription.response_kept, s.response_kept);
-    s.labels          := COALESCE(alter_subscription.labels, s.labels);
-    s.description     := COALESCE(alter_subscription.description, s.description);
-    s := outbox._check_subscription(s);
+    s.url             := COALESCE(_alter_subscription.url, s.url);
+    s.types           := COALESCE(_alter_subscription.types, s.types);
+    s.tenant          := COALESCE(_alter_subscription.tenant, s.tenant);
+    s.ordering        := COALESCE(_alter_subscription.ordering, s.ordering);
+    s.on_dead         := COALESCE(_alter_subscription.on_dead, s.on_dead);
+    s.network         := COALESCE(_alter_subscription.network, s.network);
+    s.ports           := COALESCE(_alter_subscription.ports, s.ports);
+    s.max_in_flight   := COALESCE(_alter_subscription.max_in_flight, s.max_in_flight);
+    s.timeout         := COALESCE(_alter_subscription.timeout, s.timeout);
+    s.connect_timeout := COALESCE(_alter_subscription.connect_timeout, s.connect_timeout);
+    s.retry_base      := COALESCE(_alter_subscription.retry_base, s.retry_base);
+    s.retry_factor    := COALESCE(_alter_subscription.retry_factor, s.retry_factor);
+    s.retry_max       := COALESCE(_alter_subscription.retry_max, s.retry_max);
+    s.retry_jitter    := COALESCE(_alter_subscription.retry_jitter, s.retry_jitter);
+    s.max_attempts    := COALESCE(_alter_subscription.max_attempts, s.max_attempts);
+    s.give_up_after   := COALESCE(_alter_subscription.give_up_after, s.give_up_after);
+    s.fatal_statuses  := COALESCE(_alter_subscription.fatal_statuses, s.fatal_statuses);
+    s.max_blocked     := COALESCE(_alter_subscription.max_blocked, s.max_blocked);
+    s.response_kept   := COALESCE(_alter_subscription.response_kept, s.response_kept);
+    s.labels          := COALESCE(_alter_subscription.labels, s.labels);
+    s.description     := COALESCE(_alter_subscription.description, s.description);
+    s := outbox._check_subscription(s, operator);
 
     -- what is committed so far keeps the rules it was committed under
     IF s.types IS DISTINCT FROM was.types OR s.tenant IS DISTINCT FROM was.tenant THEN
@@ -962,21 +997,32 @@ BEGIN
      WHERE t.id = s.id;
 END
 $$;
+COMMENT ON FUNCTION outbox._alter_subscription(text, text, text[], text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
+                                              integer[], integer, integer, text, integer[], jsonb, text, text[], boolean) IS 'What alter_subscription() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.alter_subscription(
+    name text, url text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
+    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, connect_timeout interval DEFAULT NULL,
+    retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
+    max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
+    response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    reset text[] DEFAULT NULL)
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.alter_subscription(text, text, text[], text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
                                               integer[], integer, integer, text, integer[], jsonb, text, text[]) IS
 'Changes the options that are given, and sets those named in reset to their defaults; for their meaning see subscribe().
 types and tenant apply to what commits from now on; all else to every request started after this commits. Errors: as subscribe(); 42704 for an unknown name.';
 
-CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+CREATE FUNCTION outbox._unsubscribe(name text, operator boolean) RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s           outbox.subscription;
     undelivered bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM outbox.subscription AS t WHERE t.name = unsubscribe.name) THEN
+    IF NOT EXISTS (SELECT FROM outbox.subscription AS t WHERE t.name = _unsubscribe.name) THEN
         RETURN false;
     END IF;
-    s := outbox._subscription(unsubscribe.name);
+    s := outbox._subscription(_unsubscribe.name, operator);
     DELETE FROM outbox.secret AS t WHERE t.subscription_id = s.id;
     DELETE FROM outbox.subscription_match AS t WHERE t.subscription_id = s.id;
     WITH gone AS (DELETE FROM outbox.delivery AS t WHERE t.subscription_id = s.id RETURNING t.status)
@@ -987,23 +1033,29 @@ BEGIN
     RETURN true;
 END
 $$;
+COMMENT ON FUNCTION outbox._unsubscribe(text, boolean) IS 'What unsubscribe() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.unsubscribe(text) IS
 'Deletes a subscription with its secrets and its undelivered events, and records that in operation. Returns false if there is none. What is in flight may still arrive.';
 
-CREATE FUNCTION outbox.pause(name text, reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+CREATE FUNCTION outbox._pause(name text, reason text, operator boolean) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    s outbox.subscription := outbox._subscription(pause.name);
+    s outbox.subscription := outbox._subscription(_pause.name, operator);
 BEGIN
-    UPDATE outbox.subscription AS t SET state = 'paused', reason = pause.reason, state_since = now() WHERE t.id = s.id;
+    UPDATE outbox.subscription AS t SET state = 'paused', reason = _pause.reason, state_since = now() WHERE t.id = s.id;
 END
 $$;
+COMMENT ON FUNCTION outbox._pause(text, text, boolean) IS 'What pause() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.pause(name text, reason text DEFAULT NULL) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.pause(text, text) IS 'Holds a subscription: nothing is sent to it, its events wait. What is in flight may still arrive. Errors: 42704 for an unknown name.';
 
-CREATE FUNCTION outbox.resume(name text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+CREATE FUNCTION outbox._resume(name text, operator boolean) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    s outbox.subscription := outbox._subscription(resume.name);
+    s outbox.subscription := outbox._subscription(_resume.name, operator);
 BEGIN
     UPDATE outbox.subscription AS t SET state = 'active', reason = NULL, state_since = now() WHERE t.id = s.id AND t.state <> 'active';
     IF FOUND THEN
@@ -1013,16 +1065,22 @@ BEGIN
     END IF;
 END
 $$;
+COMMENT ON FUNCTION outbox._resume(text, boolean) IS 'What resume() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.resume(name text) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped. Errors: 42704 for an unknown name.';
 
-CREATE FUNCTION outbox.ping(name text) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+CREATE FUNCTION outbox._ping(name text, operator boolean) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    s outbox.subscription := outbox._subscription(ping.name);
+    s outbox.subscription := outbox._subscription(_ping.name, operator);
 BEGIN
-    RETURN outbox._ping(s.name);
+    RETURN outbox._record_ping(s.name);
 END
 $$;
+COMMENT ON FUNCTION outbox._ping(text, boolean) IS 'What ping() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.ping(name text) RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.ping(text) IS 'Sends an event of type outbox.ping to this subscription alone, to try it out. Returns its id, for event_status() and trace(). Errors: 42704 for an unknown name.';
 
 -- ===== operating =========================================================================================================
@@ -1065,58 +1123,58 @@ $$;
 COMMENT ON FUNCTION outbox.stop() IS 'Stops delivery in this database until start(). Events are still recorded, and wait. Recorded in operation.';
 
 -- redrive() and discard() choose alike: all that is given must hold, and something must be given.
-CREATE FUNCTION outbox._select_deliveries(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz,
-                                          max_events bigint, any_open boolean)
-RETURNS TABLE (subscription_id integer, event_id uuid) LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    chosen     integer;
-    first_id   uuid := outbox._lowest_id(outbox._clock_at(_select_deliveries.since));
-    end_id     uuid := outbox._lowest_id(outbox._clock_at(_select_deliveries.until));
+CREATE FUNCTION outbox._check_selector(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz, max_events bigint)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF num_nonnulls(_select_deliveries.subscription, _select_deliveries.ids, _select_deliveries.reason, _select_deliveries.types, _select_deliveries.tenant,
-                    _select_deliveries.since, _select_deliveries.until) = 0 THEN
+    IF num_nonnulls(subscription, ids, reason, types, tenant, since, until) = 0 THEN
         RAISE invalid_parameter_value USING MESSAGE = 'no events selected',
             DETAIL = 'All of subscription, ids, reason, types, tenant, since and until are NULL.', HINT = 'Name at least one of them; dry_run => true counts without changing anything.';
-    ELSIF _select_deliveries.max_events < 0 THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'max_events must not be negative', DETAIL = format('It is %s.', _select_deliveries.max_events), HINT = 'Leave it out for no limit.';
+    ELSIF max_events < 0 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'max_events must not be negative', DETAIL = format('It is %s.', max_events), HINT = 'Leave it out for no limit.';
     END IF;
-    IF _select_deliveries.types IS NOT NULL THEN
-        PERFORM outbox._check_types(_select_deliveries.types);
+    IF types IS NOT NULL THEN
+        PERFORM outbox._check_types(types);
     END IF;
-    IF _select_deliveries.subscription IS NOT NULL THEN
-        SELECT s.id INTO chosen FROM outbox.subscription AS s WHERE s.name = _select_deliveries.subscription;
-        IF NOT FOUND THEN
-            RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _select_deliveries.subscription),
-                HINT = 'The view outbox.subscription_status lists the subscriptions.';
-        END IF;
+    IF NOT EXISTS (SELECT FROM outbox.subscription AS s WHERE s.name = subscription) AND subscription IS NOT NULL THEN
+        RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', subscription),
+            DETAIL = 'No subscription has this name.', HINT = 'The view outbox.subscription_status lists the subscriptions.';
     END IF;
-
-    -- from here to commit no segment is emptied: events that were found stay
-    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
-
-    RETURN QUERY
-    SELECT d.subscription_id, d.event_id
-      FROM outbox.delivery AS d
-     WHERE (d.status = 'dead' OR (_select_deliveries.any_open AND _select_deliveries.ids IS NOT NULL AND d.status IN ('retrying', 'blocked')))
-       AND (chosen IS NULL OR d.subscription_id = chosen)
-       AND (_select_deliveries.ids IS NULL OR d.event_id = ANY (_select_deliveries.ids))
-       AND (_select_deliveries.reason IS NULL OR d.reason = _select_deliveries.reason)
-       AND (first_id IS NULL OR d.event_id >= first_id)
-       AND (end_id IS NULL OR d.event_id < end_id)
-       AND EXISTS (SELECT FROM (SELECT e.type, e.tenant FROM outbox.event AS e WHERE e.id = d.event_id
-                                UNION ALL
-                                SELECT k.type, k.tenant FROM outbox.kept_event AS k WHERE k.id = d.event_id) AS x
-                    WHERE (_select_deliveries.tenant IS NULL OR x.tenant = _select_deliveries.tenant)
-                      AND (_select_deliveries.types IS NULL OR outbox._type_matches(_select_deliveries.types, x.type)))
-     ORDER BY d.event_id
-     LIMIT _select_deliveries.max_events
-       FOR UPDATE OF d;
 END
 $$;
-COMMENT ON FUNCTION outbox._select_deliveries(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean) IS
-'The dead letters (any_open: also the waiting events named by ids) that redrive() or discard() act on, oldest event first, locked';
+COMMENT ON FUNCTION outbox._check_selector(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint) IS
+'Refuses (22023, 42704) what redrive() and discard() cannot select by. Called by itself: what is only joined to may never be run';
+
+CREATE FUNCTION outbox._select_deliveries(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz,
+                                          max_events bigint, any_open boolean, locked boolean)
+RETURNS TABLE (subscription_id integer, event_id uuid) LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+    IF locked THEN   -- from here to commit no segment is emptied: events that were found stay
+        LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+    END IF;
+
+    RETURN QUERY EXECUTE $query$
+        SELECT d.subscription_id, d.event_id
+          FROM outbox.delivery AS d
+         WHERE (d.status = 'dead' OR ($9 AND $2 IS NOT NULL AND d.status IN ('retrying', 'blocked')))
+           AND ($1 IS NULL OR d.subscription_id = (SELECT s.id FROM outbox.subscription AS s WHERE s.name = $1))
+           AND ($2 IS NULL OR d.event_id = ANY ($2))
+           AND ($3 IS NULL OR d.reason = $3)
+           AND ($6 IS NULL OR d.event_id >= $6)
+           AND ($7 IS NULL OR d.event_id < $7)
+           AND EXISTS (SELECT FROM (SELECT e.type, e.tenant FROM outbox.event AS e WHERE e.id = d.event_id
+                                    UNION ALL
+                                    SELECT k.type, k.tenant FROM outbox.kept_event AS k WHERE k.id = d.event_id) AS x
+                        WHERE ($5 IS NULL OR x.tenant = $5)
+                          AND ($4 IS NULL OR outbox._type_matches($4, x.type)))
+         ORDER BY d.event_id
+         LIMIT $8 $query$ || CASE WHEN locked THEN 'FOR UPDATE OF d' ELSE '' END
+    USING subscription, ids, reason, types, tenant, outbox._lowest_id(outbox._clock_at(since)), outbox._lowest_id(outbox._clock_at(until)), max_events, any_open;
+END
+$$;
+COMMENT ON FUNCTION outbox._select_deliveries(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean, boolean) IS
+'The dead letters (any_open: also the waiting events named by ids) that redrive() or discard() act on, oldest event first; locked: for a change';
 
 CREATE FUNCTION outbox._selector(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz, max_events bigint)
 RETURNS jsonb LANGUAGE sql STABLE
@@ -1132,15 +1190,16 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     redriven bigint;
 BEGIN
+    PERFORM outbox._check_selector(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events);
     IF redrive.dry_run THEN
         SELECT count(*) INTO redriven
-          FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false);
+          FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false, false);
         RETURN redriven;
     END IF;
 
     UPDATE outbox.delivery AS d
        SET status = 'retrying', attempts = 0, first_attempt_at = NULL, next_attempt_at = now(), reason = NULL, ended_at = NULL
-      FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false) AS x
+      FROM outbox._select_deliveries(redrive.subscription, redrive.ids, redrive.reason, redrive.types, redrive.tenant, redrive.since, redrive.until, redrive.max_events, false, true) AS x
      WHERE d.subscription_id = x.subscription_id AND d.event_id = x.event_id;
     GET DIAGNOSTICS redriven = ROW_COUNT;
     INSERT INTO outbox.operation (role, action, subscription, selector, count)
@@ -1152,7 +1211,7 @@ $$;
 COMMENT ON FUNCTION outbox.redrive(text, uuid[], text, text[], text, timestamptz, timestamptz, bigint, boolean) IS
 'Delivers dead letters again, with the subscription''s whole retry policy and the same ids. Returns how many; recorded in operation.
 Selectors (at least one; all that are given must hold): subscription, ids (of events), reason (of the dead letter), types (patterns), tenant, since (inclusive) and until (exclusive): when the event was recorded.
-max_events: at most so many, oldest first. dry_run: only counts. Errors: 22023 without a selector, 42704 for an unknown subscription.';
+max_events: at most so many, oldest first. dry_run: only counts, also in a read-only transaction. Errors: 22023 without a selector, 42704 for an unknown subscription.';
 
 CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL, ids uuid[] DEFAULT NULL, reason text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL,
                                since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, max_events bigint DEFAULT NULL, dry_run boolean DEFAULT false)
@@ -1161,15 +1220,16 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     discarded bigint;
 BEGIN
+    PERFORM outbox._check_selector(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events);
     IF discard.dry_run THEN
         SELECT count(*) INTO discarded
-          FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true);
+          FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true, false);
         RETURN discarded;
     END IF;
 
     UPDATE outbox.delivery AS d
        SET status = 'discarded', next_attempt_at = NULL, ended_at = now()
-      FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true) AS x
+      FROM outbox._select_deliveries(discard.subscription, discard.ids, discard.reason, discard.types, discard.tenant, discard.since, discard.until, discard.max_events, true, true) AS x
      WHERE d.subscription_id = x.subscription_id AND d.event_id = x.event_id;
     GET DIAGNOSTICS discarded = ROW_COUNT;
     INSERT INTO outbox.operation (role, action, subscription, selector, count)
@@ -1256,6 +1316,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                 WHEN d.status IS NOT NULL         THEN d.status
                 WHEN success.ended_at IS NOT NULL THEN 'delivered'
                 WHEN r.unmatched IS NOT NULL      THEN 'unmatched'
+                WHEN r.passed AND newest.attempt IS NOT NULL AND NOT logged.it_is THEN 'expired'
                 WHEN r.passed                     THEN 'delivered'
                 WHEN skipped.backlog              THEN 'discarded'
                 ELSE 'pending' END,
@@ -1274,15 +1335,17 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
      CROSS JOIN (SELECT EXISTS (SELECT FROM outbox._find_event(event_status.id) AS e
                                   JOIN outbox.operation AS o ON o.action = 'start' AND o.selector @> jsonb_build_object('skip_backlog', true, 'epoch', outbox.epoch())
                                  WHERE e.epoch <> outbox.epoch()) AS backlog) AS skipped
+     -- a dead letter outlives its event in the log: where that is still there, what has no row was delivered, though its success be not logged (outbox.attempt_log)
+     CROSS JOIN (SELECT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = event_status.id) AS it_is) AS logged
      ORDER BY r.subscription
 $$;
 COMMENT ON FUNCTION outbox.event_status(uuid) IS
 'Where an event is, a row per subscription; none if the event does not exist (any more). status: pending, retrying, blocked (behind another event of its key), leased, delivered, dead,
-discarded, or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
+discarded, expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
 
+-- Qualified, so that it needs no search path, and queries can be planned through it.
 CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[outcome + 1];
+RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[outcome OPERATOR(pg_catalog.+) 1];
 COMMENT ON FUNCTION outbox._outcome_name(smallint) IS 'The name of an OutboxOutcome (src/delivery/verdict.h)';
 
 CREATE FUNCTION outbox.trace(id uuid) RETURNS TABLE (at timestamptz, what text, subscription text, detail text)
@@ -1342,6 +1405,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
         UNION ALL
         SELECT now(), 8, y.status, y.subscription,
                CASE WHEN y.status = 'delivered' THEN 'the attempt is no longer logged'
+                    WHEN y.status = 'expired'   THEN 'it was not delivered; its dead letter is past outbox.dead_letter_retention'
                     WHEN y.status = 'discarded' THEN 'with the backlog of a restored dump'
                     WHEN s.state <> 'active'    THEN format('the subscription is %s', s.state) || COALESCE(': ' || s.reason, '')
                     ELSE 'its turn has not come, or the answer has not been recorded' END
@@ -1441,7 +1505,7 @@ SELECT a.event_id,
        s.name AS subscription,
        a.attempt::pg_catalog.int4 AS attempt,
        a.at,
-       (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[a.outcome OPERATOR(pg_catalog.+) 1] AS outcome,
+       outbox._outcome_name(a.outcome) AS outcome,
        a.status_code::pg_catalog.int4 AS status_code,
        pg_catalog.make_interval(secs => a.duration OPERATOR(pg_catalog./) 1e6::pg_catalog.float8) AS duration,
        a.error,
@@ -1606,6 +1670,10 @@ DECLARE
     wanted    boolean;
     blind     text;
 BEGIN
+    IF jsonb_typeof(health.thresholds) <> 'object' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'thresholds must be a JSON object', DETAIL = format('It is of type %s.', jsonb_typeof(health.thresholds)),
+            HINT = 'Write thresholds as {"check_name": {"warning": number, "critical": number}}.';
+    END IF;
     FOR given IN SELECT t.key, t.value FROM jsonb_each(COALESCE(health.thresholds, '{}')) AS t LOOP
         IF NOT usual ? given.key OR jsonb_typeof(given.value) <> 'object'
            OR EXISTS (SELECT FROM jsonb_each(given.value) AS l WHERE l.key NOT IN ('warning', 'critical') OR jsonb_typeof(l.value) NOT IN ('number', 'null')) THEN
@@ -1749,6 +1817,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (1, 'SELECT',      'TABLE outbox.dead_letter'),
         (1, 'SELECT',      'TABLE outbox.blocked_key'),
         (1, 'SELECT',      'TABLE outbox.attempt'),
+        (1, 'EXECUTE',     'FUNCTION outbox._outcome_name'),
         (1, 'EXECUTE',     'FUNCTION outbox.event_status'),
         (2, 'EXECUTE',     'FUNCTION outbox.trace'),
         (2, 'EXECUTE',     'FUNCTION outbox.subscribe'),

@@ -110,6 +110,7 @@ typedef struct OutboxLauncher
 	pg_atomic_uint64 listed;	/* listers that reached their end */
 	pid_t		pid;			/* 0: none */
 	pid_t		lister_pid;		/* 0: none */
+	char		trouble[160];	/* why there is no lister; empty: none */
 	uint32		holds;			/* commands during which no lister may be connected anywhere */
 	ConditionVariable lister_gone;
 } OutboxLauncher;

@@ -50,6 +50,8 @@
 #define LISTER_RETRY 5000
 #define REGISTER_RETRY 5000
 
+#define NO_SLOT "no free background worker slot"
+
 /* What the launcher knows about a worker that it started; one per slot. */
 typedef struct WorkerLife
 {
@@ -176,6 +178,15 @@ listers_database(void)
 	return found;
 }
 
+/* For health(): no database can be said to be in trouble before one was listed. */
+static void
+set_lister_trouble(const char *trouble)
+{
+	LWLockAcquire(&launcher->lock, LW_EXCLUSIVE);
+	strlcpy(launcher->trouble, trouble, sizeof(launcher->trouble));
+	LWLockRelease(&launcher->lock);
+}
+
 static void
 start_lister(TimestampTz now)
 {
@@ -196,6 +207,7 @@ start_lister(TimestampTz now)
 	lister.handle = start_passing_worker(&worker);
 	lister.due = lister.handle == NULL;
 	lister.not_before = after(now, LISTER_RETRY);
+	set_lister_trouble(lister.handle == NULL ? NO_SLOT : "");
 	if (lister.handle == NULL && !lister.troubled)
 		ereport(WARNING,
 				errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -236,7 +248,14 @@ tend_lister(TimestampTz now)
 
 	/* who holds listers off wakes us when that is over */
 	if (!lister.due || !outbox_enabled || listers_are_held())
+	{
+		if (lister.troubled && !outbox_enabled)
+		{
+			set_lister_trouble("");
+			lister.troubled = false;
+		}
 		return;
+	}
 	if (now < lister.not_before)
 		wake_no_later_than(lister.not_before);
 	else
@@ -245,6 +264,7 @@ tend_lister(TimestampTz now)
 
 /* ---- delivery workers ---- */
 
+/* Why there is no worker; "": no reason to complain. */
 static void
 set_trouble(OutboxDatabase *slot, const char *trouble)
 {
@@ -295,7 +315,7 @@ start_worker(WorkerLife *life, OutboxDatabase *slot, int number, Oid database, T
 		wake_no_later_than(life->not_before);
 		if (was_troubled)
 			return;
-		set_trouble(slot, "no free background worker slot");
+		set_trouble(slot, NO_SLOT);
 		ereport(WARNING,
 				errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				errmsg("outbox cannot deliver from database \"%s\": no free background worker slot", name),
@@ -362,6 +382,7 @@ tend_slot(int number, TimestampTz now)
 	OutboxDatabase *slot = outbox_bell_slot(number);
 	WorkerLife *life = &lives[number];
 	Oid			database;
+	bool		armed;
 	bool		wanted;
 
 	if (life->handle != NULL)
@@ -373,13 +394,16 @@ tend_slot(int number, TimestampTz now)
 
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
 	database = slot->database;
-	wanted = OidIsValid(database) && slot->wanted && slot->yield == 0 && slot->worker_pid == 0;
+	armed = OidIsValid(database) && slot->wanted;
+	wanted = armed && slot->yield == 0 && slot->worker_pid == 0;
 	if (wanted)
 		slot->worker_end = OUTBOX_END_ERROR;	/* should it not even come to attach itself */
 	LWLockRelease(&slot->lock);
 
 	if (life->database != database)
 		*life = (WorkerLife) {.database = database};
+	if ((!armed || !outbox_enabled) && slot->trouble[0] != '\0')
+		set_trouble(slot, "");	/* only we write it; nobody misses a worker any more */
 	if (!wanted || !outbox_enabled)
 		return;
 

@@ -1,15 +1,18 @@
 /*
- * What the SQL functions of operators and subscribers need from C: the state in shared memory, positions in the log, patterns, and who is acting.
+ * What the SQL functions of operators and subscribers need from C: the state in shared memory, positions in the log, patterns, and who may do what.
  *
- * Glue: arguments in, one call, a row out.  The functions are private ("_"); the public ones around them, in the install script, check rights.
+ * Glue: arguments in, one call, a row out.  Most functions are private ("_"), for the public ones in the install script.  The public ones that managers call are
+ * outbox_manage(): it decides, with the caller's rights, what the private one behind it may do with the owner's.
  */
 #include "postgres.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
 #include "bell.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "copies.h"
 #include "event_id.h"
 #include "event_log.h"
 #include "fmgr.h"
@@ -19,30 +22,20 @@
 #include "snapshot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
 /* ---- this installation ---- */
 
-static const OutboxCatalog *
-catalog_of_this_database(void)
-{
-	const OutboxCatalog *catalog = outbox_catalog();
-
-	if (catalog == NULL)
-		ereport(ERROR,
-				errcode(ERRCODE_UNDEFINED_OBJECT),
-				errmsg("extension \"outbox\" is not completely installed in this database"),
-				errhint("Run CREATE EXTENSION outbox."));
-	return catalog;
-}
-
 /*
  * _arm(armed boolean): when this transaction commits, a delivery worker is wanted here, or not any more.  The setting that makes it last is
- * changed by start() and stop().  Such a transaction cannot be prepared (0A000).
+ * changed by start() and stop().  Such a transaction cannot be prepared (0A000).  On a restored copy that is about to be disarmed, arming would be undone.
  */
 PG_FUNCTION_INFO_V1(outbox_arm);
 Datum
@@ -51,8 +44,16 @@ outbox_arm(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				errmsg("armed must not be null"));
-	outbox_bell_note_armed(outbox_bell_database(catalog_of_this_database()->extension), PG_GETARG_BOOL(0));
+				errmsg("armed must not be null"),
+				errdetail("It says whether this database is to deliver."),
+				errhint("Call outbox.start() or outbox.stop()."));
+	if (PG_GETARG_BOOL(0) && outbox_copies_quiet())
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("delivery cannot be started yet"),
+				errdetail("This server was restored from a copy, and outbox has not yet stopped delivery in all of its databases."),
+				errhint("Try again in a moment. It needs outbox.enabled = on and a free background worker slot."));
+	outbox_bell_note_armed(outbox_bell_database(outbox_catalog_required()->extension), PG_GETARG_BOOL(0));
 	PG_RETURN_VOID();
 }
 
@@ -89,7 +90,7 @@ PG_FUNCTION_INFO_V1(outbox_position_now);
 Datum
 outbox_position_now(PG_FUNCTION_ARGS)
 {
-	const OutboxCatalog *catalog = catalog_of_this_database();
+	const OutboxCatalog *catalog = outbox_catalog_required();
 	int64		epoch = catalog->epoch;
 	OutboxDatabase *database = outbox_bell_database(catalog->extension);
 	OutboxSnapshot *snapshot;
@@ -114,8 +115,8 @@ outbox_position_now(PG_FUNCTION_ARGS)
 }
 
 /*
- * _acting_role() → oid: the role of the session, after SET ROLE, also inside SECURITY DEFINER functions.  In a security-restricted operation (ANALYZE or CREATE INDEX on
- * somebody's expression index) that role did not choose what runs, so nobody acts there.
+ * _acting_role() → oid: the role of the session, after SET ROLE, also inside SECURITY DEFINER functions; for the record.  In a security-restricted operation (ANALYZE or CREATE
+ * INDEX on somebody's expression index) that role did not choose what runs, so nobody acts there.
  */
 PG_FUNCTION_INFO_V1(outbox_acting_role);
 Datum
@@ -124,8 +125,87 @@ outbox_acting_role(PG_FUNCTION_ARGS)
 	if (InSecurityRestrictedOperation())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot operate outbox within a security-restricted operation")));
+				 errmsg("cannot operate outbox within a security-restricted operation"),
+				 errdetail("Nobody chose to do this: it is part of the maintenance of a table or view."),
+				 errhint("Call outbox's functions in a statement of their own.")));
 	PG_RETURN_OID(GetOuterUserId());
+}
+
+/* ---- what managers call ---- */
+
+/*
+ * The function behind this one: the same name with "_" before it, and one more argument, boolean.
+ *
+ * NB: its EXECUTE privilege is nobody's but the owner's, and is not asked for here: this function's own was.
+ */
+static Oid
+function_behind(FmgrInfo *front, int nargs)
+{
+	char	   *name = psprintf("_%s", get_func_name(front->fn_oid));
+	Oid			types[FUNC_MAX_ARGS];
+	Oid		   *declared;
+	int			n;
+	Oid			behind;
+
+	(void) get_func_signature(front->fn_oid, &declared, &n);
+	Assert(n == nargs && n < FUNC_MAX_ARGS);
+	memcpy(types, declared, n * sizeof(Oid));
+	types[n] = BOOLOID;
+	behind = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(name),
+							 PointerGetDatum(buildoidvector(types, n + 1)), ObjectIdGetDatum(get_func_namespace(front->fn_oid)));
+	if (!OidIsValid(behind))
+		elog(ERROR, "function %s is missing", name);
+	return behind;
+}
+
+/* An operator is who may call outbox.start(): asked of the current user, who is a SECURITY DEFINER function's owner inside it. */
+static bool
+caller_is_operator(Oid schema)
+{
+	Oid			argument = BOOLOID;
+	Oid			start = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("start"),
+										PointerGetDatum(buildoidvector(&argument, 1)), ObjectIdGetDatum(schema));
+
+	return OidIsValid(start) &&
+		DatumGetBool(DirectFunctionCall3(has_function_privilege_id_id, ObjectIdGetDatum(GetUserId()),
+										 ObjectIdGetDatum(start), CStringGetTextDatum("EXECUTE")));
+}
+
+/* The statement may hold a secret, and so may the context, when it was executed as a string. */
+static void
+hide_statement(void *arg)
+{
+	errhidestmt(true);
+	errhidecontext(true);
+}
+
+/* subscribe(), alter_subscription(), unsubscribe(), pause(), resume(), ping(): the arguments go on as they are, with the answer to "is the caller an operator?" */
+PG_FUNCTION_INFO_V1(outbox_manage);
+Datum
+outbox_manage(PG_FUNCTION_ARGS)
+{
+	LOCAL_FCINFO(behind, FUNC_MAX_ARGS);
+	ErrorContextCallback context = {.previous = error_context_stack, .callback = hide_statement};
+	FmgrInfo   *function = fcinfo->flinfo->fn_extra;
+	Datum		result;
+
+	error_context_stack = &context;
+	if (function == NULL)
+	{
+		Oid			oid = function_behind(fcinfo->flinfo, PG_NARGS());
+
+		function = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(FmgrInfo));
+		fmgr_info_cxt(oid, function, fcinfo->flinfo->fn_mcxt);
+		fcinfo->flinfo->fn_extra = function;
+	}
+	InitFunctionCallInfoData(*behind, function, PG_NARGS() + 1, PG_GET_COLLATION(), NULL, NULL);
+	memcpy(behind->args, fcinfo->args, PG_NARGS() * sizeof(NullableDatum));
+	behind->args[PG_NARGS()].value = BoolGetDatum(caller_is_operator(get_func_namespace(fcinfo->flinfo->fn_oid)));
+	behind->args[PG_NARGS()].isnull = false;
+	result = FunctionCallInvoke(behind);
+	fcinfo->isnull = behind->isnull;
+	error_context_stack = context.previous;
+	return result;
 }
 
 /* _event_time(id uuid) → timestamptz: when the event was enqueued, to the millisecond. */
@@ -193,6 +273,7 @@ outbox_check_types(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("types must be a non-empty array of patterns"),
+				errdetail(types == NULL ? "It is NULL." : ARR_NDIM(types) == 0 ? "It is empty." : "It has more than one dimension."),
 				errhint("The pattern ** matches every type."));
 
 	n = text_elements(types, &patterns, &nulls);
@@ -201,7 +282,9 @@ outbox_check_types(PG_FUNCTION_ARGS)
 		if (nulls[i])
 			ereport(ERROR,
 					errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					errmsg("types must not contain nulls"));
+					errmsg("types must not contain nulls"),
+					errdetail("Element %d is NULL.", i + 1),
+					errhint("The pattern ** matches every type."));
 		check_pattern(TextDatumGetCString(patterns[i]));
 	}
 	PG_RETURN_VOID();
@@ -283,8 +366,9 @@ outbox_runtime(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* Also says why there is no lister, if that is so: without one no database of a server that has just started gets a worker. */
 static pid_t
-launcher_pid(void)
+launcher_pid(char *trouble, Size size)
 {
 	OutboxLauncher *launcher = outbox_bell_launcher();
 	pid_t		pid;
@@ -293,6 +377,7 @@ launcher_pid(void)
 		return 0;
 	LWLockAcquire(&launcher->lock, LW_SHARED);
 	pid = launcher->pid;
+	strlcpy(trouble, launcher->trouble, size);
 	LWLockRelease(&launcher->lock);
 	return pid;
 }
@@ -321,6 +406,7 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 	OutboxDatabase *database = outbox_bell_find(MyDatabaseId);
 	OutboxWorkerStatus status = {0};
 	char		trouble[sizeof(database->trouble)] = "";
+	char		listers_trouble[sizeof(database->trouble)] = "";
 	pid_t		worker_pid = 0;
 	bool		wanted = false;
 	TupleDesc	descriptor;
@@ -341,10 +427,10 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 
 	add(&row, BoolGetDatum(outbox_bell_ready()), false);
 	add(&row, CStringGetTextDatum(OUTBOX_VERSION), false);
-	add_pid(&row, launcher_pid());
+	add_pid(&row, launcher_pid(listers_trouble, sizeof(listers_trouble)));
 	add_pid(&row, worker_pid);
 	add(&row, BoolGetDatum(wanted), false);
-	add_text(&row, trouble);
+	add_text(&row, trouble[0] != '\0' ? trouble : listers_trouble);
 	add_status(&row, &status);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), row.values, row.nulls)));
 }

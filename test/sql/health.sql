@@ -52,6 +52,10 @@ SELECT status FROM outbox.health() WHERE check_name = 'versions';
 \set SHOW_CONTEXT never
 SELECT outbox.health('{"no_such_check": {"warning": 1}}');
 \echo :SQLSTATE
+SELECT outbox.health('[]');
+\echo :SQLSTATE
+SELECT outbox.health('"tick_age"');
+\echo :SQLSTATE
 SELECT outbox.health('{"tick_age": 5}');
 \echo :SQLSTATE
 SELECT outbox.health('{"tick_age": {"fatal": 5}}');

@@ -18,6 +18,11 @@ END
 $$;
 
 SELECT COALESCE(max(id), 0) AS begin FROM outbox.operation \gset
+\echo -- nothing there: what cannot be selected by is refused all the same
+SELECT count(*) FROM outbox.delivery;
+SELECT f, args, pg_temp.refusal(format('SELECT outbox.%s(%s)', f, args)) FROM unnest(ARRAY['redrive', 'discard']) AS f,
+       unnest(ARRAY['', '''nobody''', '''nobody'', dry_run => true', 'reason => ''gone'', max_events => -1', 'types => ''{a..b}''', 'types => ''{a,NULL}''', 'types => ''{}''', 'reason => ''gone'', dry_run => true']) AS args;
+
 SELECT outbox.subscribe('one', 'https://example.com/') IS NOT NULL AS one, outbox.subscribe('two', 'https://example.com/') IS NOT NULL AS two;
 SELECT outbox.enqueue('order.paid', '{}', key => 'k', tenant => 'acme') AS a \gset
 SELECT outbox.enqueue('order.sent', '{}', key => 'k', tenant => 'acme') AS b \gset
@@ -55,6 +60,11 @@ SELECT outbox.discard('one', dry_run => true) AS dead, outbox.discard('one', ids
 SELECT count(*) FROM outbox.operation WHERE id > :begin AND action IN ('redrive', 'discard');
 SELECT * FROM state;
 
+\echo -- counting writes nothing
+BEGIN READ ONLY;
+SELECT outbox.redrive('two', dry_run => true), outbox.discard('two', dry_run => true);
+ROLLBACK;
+
 \echo -- redrive: the whole policy again
 BEGIN;
 SELECT outbox.redrive('two', reason => 'fatal_status', max_events => 1);
@@ -70,6 +80,7 @@ SELECT * FROM state;
 SELECT action, role = current_user AS role, subscription, jsonb_set(selector, '{ids}', '["b"]', false) AS selector, count FROM outbox.operation WHERE id > :begin AND action IN ('redrive', 'discard') ORDER BY id;
 
 \echo -- arming is a setting of the database
+SELECT pg_temp.refusal('SELECT outbox._arm(NULL)');
 SELECT outbox.start();
 SELECT replace(unnest(setconfig), outbox.epoch()::text, 'EPOCH') AS setting FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase WHERE d.datname = current_database() AND setrole = 0 AND setconfig::text LIKE '%outbox.armed%';
 SELECT outbox.stop();

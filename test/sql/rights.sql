@@ -31,6 +31,9 @@ SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'outbox'::regnames
 SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
  WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND a.attislocal AND col_description(c.oid, a.attnum) IS NULL;
 
+\echo -- the worker hears of changes that are made in a session with session_replication_role = replica, too
+SELECT count(*) FROM pg_trigger WHERE tgname = 'changed' AND tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND tgenabled = 'A';
+
 \echo -- every table that holds data is dumped, and every identity with it; a fresh installation has no row in them
 SELECT c.oid::regclass FROM pg_class c, pg_extension x
  WHERE x.extname = 'outbox' AND c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'S') AND c.oid <> ALL (x.extconfig)
@@ -94,6 +97,22 @@ SELECT command, refusal(command) FROM unnest(ARRAY['SELECT outbox.alter_subscrip
     'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
 RESET ROLE;
 
+\echo -- a function that belongs to a manager has the rights of a manager, whoever calls it; one that belongs to an operator, those of an operator
+CREATE SCHEMA regress_outbox AUTHORIZATION regress_outbox_manager;
+SET ROLE regress_outbox_manager;
+CREATE FUNCTION regress_outbox.deputy(command text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN EXECUTE command; RETURN 'done'; END $$;
+RESET ROLE;
+SELECT command, refusal(format('SELECT regress_outbox.deputy(%L)', command)) FROM unnest(ARRAY[
+    'SELECT outbox.subscribe(''trojan'', ''http://127.0.0.1/'', network => ''private'')', 'SELECT outbox.alter_subscription(''public'', network => ''private'')',
+    'SELECT outbox.alter_subscription(''private'', url => ''http://127.0.0.1/'')', 'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')',
+    'SELECT outbox.unsubscribe(''private'')', 'SELECT outbox._pause(''private'', NULL, true)', 'SELECT outbox.pause(''public'')', 'SELECT outbox.resume(''public'')']) AS command;
+ALTER FUNCTION regress_outbox.deputy(text) OWNER TO regress_outbox_operator;
+SET ROLE regress_outbox_manager;
+GRANT USAGE ON SCHEMA regress_outbox TO regress_outbox_operator;
+SELECT refusal('SELECT regress_outbox.deputy(''SELECT outbox.pause(''''private'''')'')'), refusal('SELECT regress_outbox.deputy(''SELECT outbox.resume(''''private'''')'')');
+RESET ROLE;
+DROP SCHEMA regress_outbox CASCADE;
+
 \echo -- a consumer reads the status views
 SET ROLE regress_outbox_consumer;
 SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.subscription_status', 'SELECT FROM outbox.delivery_status', 'SELECT FROM outbox.dead_letter', 'SELECT FROM outbox.blocked_key',
@@ -123,6 +142,31 @@ SELECT current_database() AS home \gset
 CREATE DATABASE outbox_rights TEMPLATE template0;
 \c outbox_rights
 SET client_min_messages = warning;
+\echo -- and nothing in a schema that others may create in, or that is not empty
+CREATE FUNCTION public.refusal(command text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    state text; message text; detail text; hint text;
+BEGIN
+    EXECUTE command;
+    RETURN 'accepted';
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    RETURN concat_ws(' | ', state, message, detail, hint);
+END
+$$;
+CREATE SCHEMA outbox AUTHORIZATION regress_outbox_nobody;
+SELECT public.refusal('CREATE EXTENSION outbox');
+ALTER SCHEMA outbox OWNER TO CURRENT_USER;
+GRANT CREATE ON SCHEMA outbox TO regress_outbox_nobody;
+SELECT public.refusal('CREATE EXTENSION outbox');
+REVOKE ALL ON SCHEMA outbox FROM regress_outbox_nobody;
+CREATE FUNCTION outbox.epoch(int) RETURNS int LANGUAGE sql RETURN $1;
+SELECT public.refusal('CREATE EXTENSION outbox');
+DROP FUNCTION outbox.epoch(int);
+GRANT USAGE ON SCHEMA outbox TO regress_outbox_nobody;
+SELECT public.refusal('CREATE EXTENSION outbox');
+DROP EXTENSION outbox;
+DROP SCHEMA outbox;
 ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO regress_outbox_nobody;
 ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO regress_outbox_nobody;
 ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO regress_outbox_nobody;

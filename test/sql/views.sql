@@ -98,6 +98,20 @@ SELECT what, subscription, regexp_replace(regexp_replace(detail, 'transaction \d
 SELECT what, subscription, detail FROM outbox.trace(:'ping') WHERE what <> 'enqueued' ORDER BY at, what;
 SELECT count(*) FROM outbox.trace('00000000-0000-7000-8000-000000000000');
 
+\echo -- a dead letter that has expired was not delivered; where the event is still in the log, its dead letter has not expired
+BEGIN;
+INSERT INTO outbox.kept_event SELECT '00000000-0000-7000-8000-000000000002', xid, epoch, created_at, type, key, tenant, payload FROM outbox.event WHERE id = :'first';
+SELECT pg_temp.put_cursor(6, 'earliest', false, 2, 2, NULL, 7);
+INSERT INTO outbox.attempt_log_0 (event_id, at, subscription_id, duration, attempt, status_code, outcome, error)
+SELECT e.id, '2026-01-01', s.id, 1, 25, 500, 3, 'HTTP status 500' FROM outbox.subscription AS s, (VALUES ('00000000-0000-7000-8000-000000000002'::uuid), (:'second')) AS e (id) WHERE s.name = 'earliest';
+SELECT subscription, status, attempts, last_error FROM outbox.event_status('00000000-0000-7000-8000-000000000002') WHERE subscription IN ('all', 'earliest');
+SELECT what, detail FROM outbox.trace('00000000-0000-7000-8000-000000000002') WHERE subscription = 'earliest' AND what NOT IN ('matched', 'attempt');
+SELECT status FROM outbox.event_status(:'second') WHERE subscription = 'earliest';
+ROLLBACK;
+
+\echo -- outcomes have their names
+SELECT array_agg(outbox._outcome_name(n::smallint) ORDER BY n) FROM generate_series(0, 12) AS n;
+
 \echo -- the log is not changed by hand
 \set ON_ERROR_STOP off
 \set SHOW_CONTEXT never
