@@ -92,6 +92,13 @@
 #error "outbox needs libcurl 7.88.1 or newer"
 #endif
 
+/* an endless header has a code of its own since 8.6 */
+#if LIBCURL_VERSION_NUM >= 0x080600
+#define OUTBOX_CURL_TOO_LARGE CURLE_TOO_LARGE
+#else
+#define OUTBOX_CURL_TOO_LARGE ((CURLcode) 100)
+#endif
+
 /* since 8.20 resolver threads belong to the multi handle, and so does leaving them behind */
 #if LIBCURL_VERSION_NUM >= 0x081400
 #define OutboxMultiQuickExit(multi) curl_multi_setopt((multi), CURLMOPT_QUICK_EXIT, 1L)

@@ -875,6 +875,8 @@ outcome_of_status(int status)
 static OutboxOutcome
 outcome_of_code(CURLcode code, const Transfer *transfer)
 {
+	if (code == OUTBOX_CURL_TOO_LARGE)
+		return OUTBOX_PROTOCOL;
 	switch (code)
 	{
 		case CURLE_OPERATION_TIMEDOUT:
