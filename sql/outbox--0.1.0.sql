@@ -1717,7 +1717,8 @@ BEGIN
                    'Look into the server log. The launcher needs a free background worker slot at server start.'
              WHERE blind IS NULL
             UNION ALL
-            SELECT 4, 'worker_slots', NULL, (COALESCE(worker.trouble, '') <> '')::integer, COALESCE(NULLIF(worker.trouble, ''), 'workers can be started'),
+            SELECT 4, 'worker_slots', NULL, (wanted AND COALESCE(worker.trouble, '') <> '')::integer,
+                   CASE WHEN wanted AND COALESCE(worker.trouble, '') <> '' THEN worker.trouble ELSE 'workers can be started, or are not needed' END,
                    'Raise max_worker_processes and restart the server.'
              WHERE blind IS NULL
             UNION ALL

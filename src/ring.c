@@ -603,6 +603,32 @@ static const char delete_matches[] =
 "DELETE FROM outbox.subscription_match WHERE ctid = ANY (ARRAY(SELECT m.ctid FROM outbox.subscription_match AS m"
 " WHERE NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id < outbox._lowest_id(m.until_clock + 1)) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
+/*
+ * Can the log be read without waiting?  A query of it locks every segment and every index.  The locks stay until the transaction ends, as the query's would.
+ */
+static bool
+lock_log_at_once(Round *round)
+{
+	for (int i = -1; i < OUTBOX_SEGMENTS; i++)
+	{
+		Relation	heap = open_at_once(i < 0 ? get_relname_relid("event", round->catalog.schema) : round->catalog.segments[i]);
+		List	   *indexes;
+		ListCell   *cell;
+		bool		locked = true;
+
+		if (heap == NULL)
+			return false;
+		indexes = RelationGetIndexList(heap);
+		table_close(heap, NoLock);
+		foreach(cell, indexes)
+			locked = locked && ConditionalLockRelationOid(lfirst_oid(cell), AccessShareLock);
+		list_free(indexes);
+		if (!locked)
+			return false;
+	}
+	return true;
+}
+
 static void
 delete_rows(Round *round, const char *statement, const char *what)
 {
@@ -726,10 +752,14 @@ run_round(Round *round)
 
 	if (round->thorough)
 	{
+		bool		readable = lock_log_at_once(round);
+
 		delete_rows(round, delete_ownerless, "deliveries whose subscription is gone");
-		delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
+		if (readable)
+			delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
 		delete_rows(round, delete_kept, "kept events that no delivery points to any more");
-		delete_rows(round, delete_matches, "matching rules that no event is old enough for");
+		if (readable)
+			delete_rows(round, delete_matches, "matching rules that no event is old enough for");
 	}
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)

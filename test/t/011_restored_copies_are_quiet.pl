@@ -58,6 +58,9 @@ my $crashed = copy_of('crashed');
 $crashed->append_conf('postgresql.conf', 'outbox.enabled = off');
 $crashed->start;
 ok(-e $crashed->data_dir . '/outbox.quiet', 'a copy with outbox.enabled = off is noted');
+my ($status, $out, $err) = $crashed->psql('other', '\\set VERBOSITY verbose
+SELECT outbox.start()');
+like($err, qr/ERROR:  55000: delivery cannot be started yet\nDETAIL: .*\nHINT: /, 'start() is refused while that would be undone');
 $crashed->stop('immediate');
 $crashed->append_conf('postgresql.conf', 'outbox.enabled = on');
 $crashed->start;
