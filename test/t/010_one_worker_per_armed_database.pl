@@ -157,6 +157,7 @@ is(status($waiting, 'trouble'), 'no free background worker slot', 'trouble is sh
 is(status($waiting, 'wanted'), 't', 'and that a worker is wanted');
 $node->safe_psql($waiting eq 'one' ? 'postgres' : 'one', 'SELECT outbox.stop()');
 workers_become($waiting, 'a place that becomes free is taken');
+wait_for(sub { status($waiting, 'trouble') eq '' }, 'trouble being over');
 is(status($waiting, 'trouble'), '', 'and trouble is over');
 
 $node->stop('fast');
