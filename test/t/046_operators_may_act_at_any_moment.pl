@@ -44,7 +44,6 @@ subscribe($node, 'locked', $receiver->url('/script/locked'), types => ['lock.*']
 $receiver->control(script => 'locked', answers => [500], then => 200, per => 'path');
 $id = enqueue($node, 'lock.made', 1);
 my $session = session($node);
-$session->query("SELECT 1 FROM pg_sleep(0)");
 wait_for(sub { sql("SELECT count(*) FROM outbox.delivery WHERE event_id = '$id'") == 1 || requests('/script/locked') > 1 }, 'it failed once');
 $session->query("BEGIN; SELECT 1 FROM outbox.delivery FOR UPDATE");
 subscribe($node, 'newcomer', $receiver->url('/ok?newcomer'), types => ['lock.*'], starting => 'earliest');
