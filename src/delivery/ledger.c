@@ -4,8 +4,6 @@
  * Attempts are appended by one multi-insert; delivery rows are written one by one, because they are exceptions.  A row that somebody else has
  * locked (an operator in an open transaction) is never waited for: its note stays, and is tried again with the next batch.  A row that an operator
  * has discarded, or that is gone with its subscription, is left alone.
- *
- * Cursors and ticks go to one of two pairs of tables, in turn (README, "Cursor rows").
  */
 #include "postgres.h"
 
@@ -33,9 +31,7 @@
 #include "ledger.h"
 #include "ring.h"
 #include "settings.h"
-
-/* A pair of tables is left for the other one after this many cursor rows. */
-#define CURSOR_ROWS 20000
+#include "statement.h"
 
 typedef enum NoteKind
 {
@@ -52,7 +48,6 @@ typedef struct Note
 	bool		known;			/* PUT: the row exists already */
 	bool		written;		/* by the transaction that is not committed yet */
 	OutboxRow	row;
-	char	   *reason;			/* DISABLE */
 } Note;
 
 typedef struct Attempt
@@ -82,12 +77,6 @@ static MemoryContext attempts_context;
 static Attempt *attempts;
 static int	n_attempts = 0;
 static int	attempts_room = 0;
-
-static int	pair = 0;			/* the pair of cursor tables in use */
-static bool old_pair_full = true;	/* the other pair may hold rows */
-static int64 cursor_rows = 0;	/* in the pair in use */
-static int64 next_seq = 1;
-static uint32 generation = 1;	/* of tick rows: raised when what was written before does not count any more */
 
 /* ---- noting ---- */
 
@@ -238,50 +227,18 @@ outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id)
 
 /* ---- SPI: constant statements, prepared once ---- */
 
-typedef struct Statement
-{
-	const char *text;
-	int			n;
-	Oid			types[12];
-	SPIPlanPtr	plan;
-} Statement;
-
-static void
-execute(Statement *statement, Datum *values, const char *nulls)
-{
-	int			result;
-
-	if (statement->plan == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->n, statement->types);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare: %s", statement->text);
-		statement->plan = plan;
-	}
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
-	if (result < 0)
-		elog(ERROR, "SPI failed with %s: %s", SPI_result_code_string(result), statement->text);
-}
-
-static Datum
-column(int number, bool *null)
-{
-	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number, null);
-}
-
-static Statement lock_row = {
+static OutboxStatement lock_row = {
 	"SELECT d.status IN ('dead', 'discarded') FROM outbox.delivery d"
 	" WHERE d.subscription_id = $1 AND d.event_id = $2 FOR UPDATE SKIP LOCKED",
 	2, {INT4OID, UUIDOID}
 };
 
-static Statement row_exists = {
+static OutboxStatement row_exists = {
 	"SELECT 1 FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.event_id = $2",
 	2, {INT4OID, UUIDOID}
 };
 
-static Statement insert_row = {
+static OutboxStatement insert_row = {
 	"INSERT INTO outbox.delivery AS d (subscription_id, event_id, status, key, attempts, first_attempt_at,"
 	" next_attempt_at, last_status_code, last_error, reason, ended_at)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
@@ -290,7 +247,7 @@ static Statement insert_row = {
 	TIMESTAMPTZOID}
 };
 
-static Statement update_row = {
+static OutboxStatement update_row = {
 	"UPDATE outbox.delivery AS d SET status = $3, key = coalesce($4, d.key), attempts = $5, first_attempt_at = $6,"
 	" next_attempt_at = $7, last_status_code = $8, last_error = $9, reason = $10, ended_at = $11"
 	" WHERE d.subscription_id = $1 AND d.event_id = $2",
@@ -298,40 +255,22 @@ static Statement update_row = {
 	TIMESTAMPTZOID}
 };
 
-static Statement delete_row = {
+static OutboxStatement delete_row = {
 	"DELETE FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.event_id = $2",
 	2, {INT4OID, UUIDOID}
 };
 
-static Statement disable = {
+static OutboxStatement disable = {
 	"UPDATE outbox.subscription s SET state = 'disabled', reason = $2, state_since = pg_catalog.clock_timestamp()"
 	" WHERE s.id = (SELECT l.id FROM outbox.subscription l WHERE l.id = $1 AND l.state = 'active' FOR UPDATE SKIP LOCKED)",
 	2, {INT4OID, TEXTOID}
 };
 
-static Statement is_active = {
+static OutboxStatement is_active = {
 	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'active'", 1, {INT4OID}
 };
 
-static Statement insert_cursor[2] = {
-	{"INSERT INTO outbox.cursor_0 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
-	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}},
-	{"INSERT INTO outbox.cursor_1 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
-	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}}
-};
-
-static Statement insert_tick[2] = {
-	{"INSERT INTO outbox.tick_0 (epoch, tick, snapshot, next, clock, \"offset\", at) VALUES ($1, $2, $3, $4, $5, $6, $7)"
-		" ON CONFLICT (epoch, tick) DO NOTHING",
-	7, {INT8OID, INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID, INT8OID, TIMESTAMPTZOID}},
-	{"INSERT INTO outbox.tick_1 (epoch, tick, snapshot, next, clock, \"offset\", at) VALUES ($1, $2, $3, $4, $5, $6, $7)"
-		" ON CONFLICT (epoch, tick) DO NOTHING",
-	7, {INT8OID, INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID, INT8OID, TIMESTAMPTZOID}}
-};
-
-static Statement meet_matches = {
+static OutboxStatement meet_matches = {
 	"UPDATE outbox.subscription_match m SET met = true,"
 	"  until_snapshot = CASE WHEN m.until_next < $3 THEN $2 ELSE m.until_snapshot END,"
 	"  until_next = CASE WHEN m.until_next < $3 THEN $3 ELSE m.until_next END,"
@@ -341,31 +280,7 @@ static Statement meet_matches = {
 	4, {INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID}
 };
 
-static Statement select_cursors = {
-	"SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after, c.\"offset\""
-	"  FROM outbox.cursor c WHERE c.epoch = $1 ORDER BY c.subscription_id, c.seq DESC",
-	1, {INT8OID}
-};
-
-static Statement count_cursors[2] = {
-	{"SELECT pg_catalog.count(*) FROM outbox.cursor_0", 0, {0}},
-	{"SELECT pg_catalog.count(*) FROM outbox.cursor_1", 0, {0}}
-};
-
-static Statement select_newest = {
-	"SELECT c.seq, c.tableoid = 'outbox.cursor_1'::pg_catalog.regclass FROM outbox.cursor c ORDER BY c.seq DESC LIMIT 1", 0, {0}
-};
-
-static Statement select_restored = {
-	"SELECT c.epoch FROM outbox.cursor c WHERE c.epoch <> $1 ORDER BY c.seq DESC LIMIT 1", 1, {INT8OID}
-};
-
-static Statement select_tick = {
-	"SELECT t.snapshot, t.next, t.clock, t.\"offset\", t.at FROM outbox.tick t WHERE t.epoch = $1 AND t.tick = $2",
-	2, {INT8OID, INT8OID}
-};
-
-static Statement select_exceptions = {
+static OutboxStatement select_exceptions = {
 	"SELECT d.subscription_id, d.event_id, d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at"
 	"  FROM outbox.delivery d WHERE d.status NOT IN ('dead', 'discarded')"
 	" UNION ALL"
@@ -376,7 +291,7 @@ static Statement select_exceptions = {
 	0, {0}
 };
 
-static Statement select_settled = {
+static OutboxStatement select_settled = {
 	"SELECT d.subscription_id, d.event_id FROM outbox.delivery d WHERE d.event_id = ANY ($1)", 1, {UUIDARRAYOID}
 };
 
@@ -390,15 +305,15 @@ lock_for_change(const Note *note, bool *later)
 	bool		null;
 
 	*later = false;
-	execute(&lock_row, values, NULL);
+	outbox_statement_run(&lock_row, values, NULL);
 	if (SPI_processed == 1)
 	{
-		bool		ours = !DatumGetBool(column(1, &null));
+		bool		ours = !DatumGetBool(outbox_statement_column(0, 1, &null));
 
 		SPI_freetuptable(SPI_tuptable);
 		return ours;
 	}
-	execute(&row_exists, values, NULL);
+	outbox_statement_run(&row_exists, values, NULL);
 	*later = SPI_processed == 1;
 	SPI_freetuptable(SPI_tuptable);
 	return false;
@@ -437,7 +352,7 @@ write_row(const Note *note)
 	values[8] = text_or_null(row->error, &nulls[8]);
 	values[9] = text_or_null(row->reason, &nulls[9]);
 	values[10] = time_or_null(row->status == OUTBOX_ROW_DEAD ? GetCurrentTimestamp() : 0, &nulls[10]);
-	execute(note->known ? &update_row : &insert_row, values, nulls);
+	outbox_statement_run(note->known ? &update_row : &insert_row, values, nulls);
 }
 
 static bool
@@ -445,10 +360,10 @@ write_disable(const Note *note)
 {
 	Datum		values[] = {Int32GetDatum(note->row.subscription), CStringGetTextDatum(note->row.reason)};
 
-	execute(&disable, values, NULL);
+	outbox_statement_run(&disable, values, NULL);
 	if (SPI_processed == 1)
 		return true;
-	execute(&is_active, values, NULL);
+	outbox_statement_run(&is_active, values, NULL);
 	return SPI_processed == 0;
 }
 
@@ -469,7 +384,7 @@ write_note(const Note *note)
 			{
 				Datum		values[] = {Int32GetDatum(note->row.subscription), UUIDPGetDatum(&note->row.event_id)};
 
-				execute(&delete_row, values, NULL);
+				outbox_statement_run(&delete_row, values, NULL);
 			}
 			break;
 		case NOTE_DISABLE:
@@ -594,85 +509,6 @@ outbox_ledger_failed(void)
 
 	dlist_foreach(iter, &notes)
 		dlist_container(Note, node, iter.cur)->written = false;
-	generation++;
-}
-
-/* ---- cursors and ticks ---- */
-
-static void
-write_tick(int64 epoch, OutboxTick *tick)
-{
-	Datum		values[7];
-
-	if (tick->snapshot == NULL || tick->number == 0 || tick->persisted == generation)
-		return;
-	values[0] = Int64GetDatum(epoch);
-	values[1] = Int64GetDatum((int64) tick->number);
-	values[2] = outbox_snapshot_to_datum(tick->snapshot);
-	values[3] = FullTransactionIdGetDatum(FullTransactionIdFromU64(tick->snapshot->next));
-	values[4] = Int64GetDatum((int64) tick->snapshot->clock);
-	values[5] = Int64GetDatum((int64) tick->offset);
-	values[6] = TimestampTzGetDatum(tick->at);
-	execute(&insert_tick[pair], values, NULL);
-	tick->persisted = generation;
-}
-
-void
-outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset)
-{
-	char		nulls[] = "        ";
-	Datum		values[8];
-
-	if (!at_head && position->restored != 0)
-		epoch = position->restored;
-	values[0] = Int64GetDatum(next_seq++);
-	values[1] = Int64GetDatum(epoch);
-	values[2] = Int32GetDatum(subscription);
-	values[3] = BoolGetDatum(at_head);
-	if (at_head)
-		nulls[4] = nulls[5] = nulls[6] = 'n';
-	else
-	{
-		write_tick(epoch, position->base);
-		write_tick(epoch, position->upper);
-		values[4] = Int64GetDatum((int64) position->base->number);
-		values[5] = Int64GetDatum((int64) position->upper->number);
-		values[6] = UUIDPGetDatum(&position->after);
-		nulls[6] = position->partial ? ' ' : 'n';
-	}
-	values[7] = Int64GetDatum((int64) offset);
-	execute(&insert_cursor[pair], values, nulls);
-	cursor_rows++;
-}
-
-bool
-outbox_ledger_turn(void)
-{
-	if (cursor_rows < CURSOR_ROWS || old_pair_full)
-		return false;
-	pair = 1 - pair;
-	old_pair_full = true;
-	cursor_rows = 0;
-	generation++;
-	return true;
-}
-
-bool
-outbox_ledger_has_old(void)
-{
-	return old_pair_full;
-}
-
-void
-outbox_ledger_empty_old(const OutboxCatalog *catalog)
-{
-	static const char *const names[2][2] = {{"cursor_0", "tick_0"}, {"cursor_1", "tick_1"}};
-	Oid			tables[2];
-
-	for (int i = 0; i < 2; i++)
-		tables[i] = get_relname_relid(names[1 - pair][i], catalog->schema);
-	if (outbox_ring_truncate(tables, 2))
-		old_pair_full = false;
 }
 
 void
@@ -690,89 +526,10 @@ outbox_ledger_meet_matches(int64 epoch, const OutboxSnapshot *matched)
 		values[2] = FullTransactionIdGetDatum(FullTransactionIdFromU64(matched->next));
 		values[3] = Int64GetDatum((int64) matched->clock);
 	}
-	execute(&meet_matches, values, nulls);
+	outbox_statement_run(&meet_matches, values, nulls);
 }
 
 /* ---- reading back ---- */
-
-static int64
-int8_at(uint64 row, int number, bool *null)
-{
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, null));
-}
-
-OutboxCursor *
-outbox_ledger_load_cursors(int64 epoch, int *n)
-{
-	Datum		values[] = {Int64GetDatum(epoch)};
-	OutboxCursor *cursors;
-	int64		newest = 0;
-	bool		null;
-
-	execute(&select_newest, NULL, NULL);
-	if (SPI_processed == 1)
-	{
-		newest = int8_at(0, 1, &null);
-		pair = DatumGetBool(column(2, &null)) ? 1 : 0;
-	}
-	next_seq = newest + 1;
-	execute(&count_cursors[pair], NULL, NULL);
-	cursor_rows = int8_at(0, 1, &null);
-
-	execute(&select_cursors, values, NULL);
-	*n = (int) SPI_processed;
-	cursors = palloc0(Max(*n, 1) * sizeof(OutboxCursor));
-	for (int i = 0; i < *n; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		OutboxCursor *cursor = &cursors[i];
-		Datum		after;
-
-		cursor->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));
-		cursor->at_head = DatumGetBool(SPI_getbinval(tuple, desc, 2, &null));
-		cursor->base = (uint64) int8_at(i, 3, &null);
-		cursor->upper = (uint64) int8_at(i, 4, &null);
-		after = SPI_getbinval(tuple, desc, 5, &null);
-		cursor->partial = !null;
-		if (!null)
-			cursor->after = *DatumGetUUIDP(after);
-		cursor->offset = (uint64) int8_at(i, 6, &null);
-	}
-	return cursors;
-}
-
-OutboxTick *
-outbox_ledger_load_tick(int64 epoch, uint64 number)
-{
-	Datum		values[] = {Int64GetDatum(epoch), Int64GetDatum((int64) number)};
-	OutboxSnapshot *snapshot;
-	bool		null;
-
-	if (number == 0)
-		return outbox_tick_pin(outbox_tick_nothing());
-	if (number == PG_INT64_MAX)
-		return outbox_tick_pin(outbox_tick_everything());
-	execute(&select_tick, values, NULL);
-	if (SPI_processed == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("tick " UINT64_FORMAT " that a cursor refers to is missing", number)));
-	snapshot = outbox_snapshot_from_datum(column(1, &null),
-										  U64FromFullTransactionId(DatumGetFullTransactionId(column(2, &null))),
-										  (uint64) int8_at(0, 3, &null));
-	return outbox_tick_restore(number, snapshot, (uint64) int8_at(0, 4, &null), (TimestampTz) int8_at(0, 5, &null));
-}
-
-int64
-outbox_ledger_restored_epoch(int64 epoch)
-{
-	Datum		values[] = {Int64GetDatum(epoch)};
-	bool		null;
-
-	execute(&select_restored, values, NULL);
-	return SPI_processed == 0 ? 0 : int8_at(0, 1, &null);
-}
 
 static OutboxRowStatus
 status_by_name(const char *name)
@@ -791,7 +548,7 @@ outbox_ledger_load_exceptions(int *n)
 	OutboxException *exceptions;
 	TupleDesc	desc;
 
-	execute(&select_exceptions, NULL, NULL);
+	outbox_statement_run(&select_exceptions, NULL, NULL);
 	*n = (int) SPI_processed;
 	desc = SPI_tuptable->tupdesc;
 	exceptions = palloc0(Max(*n, 1) * sizeof(OutboxException));
@@ -834,7 +591,7 @@ outbox_ledger_settled(const OutboxLoggedEvent *events, int n, OutboxSettled **se
 	for (int i = 0; i < n; i++)
 		ids[i] = UUIDPGetDatum(&events[i].event.id);
 	values[0] = PointerGetDatum(construct_array(ids, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	execute(&select_settled, values, NULL);
+	outbox_statement_run(&select_settled, values, NULL);
 	found = (int) SPI_processed;
 	*settled = MemoryContextAlloc(result_context, Max(found, 1) * sizeof(OutboxSettled));
 	for (int i = 0; i < found; i++)

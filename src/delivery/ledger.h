@@ -46,18 +46,6 @@ typedef struct OutboxException
 	TimestampTz next_at;
 } OutboxException;
 
-/* A cursor read back. */
-typedef struct OutboxCursor
-{
-	int32		subscription;	/* 0: the head */
-	bool		at_head;
-	uint64		base;
-	uint64		upper;
-	bool		partial;
-	pg_uuid_t	after;
-	uint64		offset;
-} OutboxCursor;
-
 /* ---- noting, in memory ---- */
 
 extern void outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
@@ -79,18 +67,10 @@ extern bool outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id);
 /* ---- writing, in a transaction with SPI connected ---- */
 
 extern void outbox_ledger_write(const OutboxCatalog *catalog);
-extern void outbox_ledger_cursor(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset);
 
 /* After that transaction: forget what it wrote (true: it disabled a subscription), or (failed) that it did. */
 extern bool outbox_ledger_committed(void);
 extern void outbox_ledger_failed(void);
-
-/* Is it time for a full state in the other pair of tables?  If so, turns to it: what follows must be every cursor. */
-extern bool outbox_ledger_turn(void);
-
-/* Empties the pair that is not in use, if it can be locked at once. In a transaction of its own. */
-extern void outbox_ledger_empty_old(const OutboxCatalog *catalog);
-extern bool outbox_ledger_has_old(void);
 
 /*
  * Earlier matching rules that the worker has not met yet apply to all that it matched without knowing better: to what this snapshot saw.  NULL: it has matched nothing since; they
@@ -99,13 +79,6 @@ extern bool outbox_ledger_has_old(void);
 extern void outbox_ledger_meet_matches(int64 epoch, const OutboxSnapshot *matched);
 
 /* ---- reading back, in a transaction with SPI connected ---- */
-
-/* The newest cursor of each subscription; in CurrentMemoryContext. */
-extern OutboxCursor *outbox_ledger_load_cursors(int64 epoch, int *n);
-extern OutboxTick *outbox_ledger_load_tick(int64 epoch, uint64 number);
-
-/* The epoch of the newest cursors that came with a restored dump; 0: none did. */
-extern int64 outbox_ledger_restored_epoch(int64 epoch);
 
 /* All exceptions, and the dead letters that hold back a key; ordered by subscription and event id. */
 extern OutboxException *outbox_ledger_load_exceptions(int *n);

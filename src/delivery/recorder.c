@@ -13,6 +13,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
 #include "ledger.h"
@@ -48,7 +49,7 @@ write_cursors(void)
 {
 	ListCell   *cell;
 
-	outbox_ledger_cursor(work->epoch, 0, false, &work->head, work->head_offset);
+	outbox_cursors_put(work->epoch, 0, false, &work->head, work->head_offset);
 	foreach(cell, outbox_lane_all())
 	{
 		OutboxLane *lane = lfirst(cell);
@@ -59,7 +60,7 @@ write_cursors(void)
 			continue;			/* not placed yet */
 		if (!lane_moved(lane, &position, &at_head))
 			continue;
-		outbox_ledger_cursor(work->epoch, lane->subscription->id, at_head, at_head ? NULL : &position,
+		outbox_cursors_put(work->epoch, lane->subscription->id, at_head, at_head ? NULL : &position,
 							 outbox_lane_offset(lane));
 		lane->marked = at_head;
 		if (at_head)
@@ -107,7 +108,7 @@ record(bool checkpoint, TimestampTz now)
 		outbox_ledger_write(outbox_catalog());
 		if (checkpoint)
 		{
-			if (outbox_ledger_turn())
+			if (outbox_cursors_turn())
 				full_state = true;
 			write_cursors();
 			ForceSyncCommit();
@@ -125,6 +126,7 @@ record(bool checkpoint, TimestampTz now)
 		if (!written)
 		{
 			outbox_ledger_failed();
+			outbox_cursors_failed();
 			full_state = true;
 		}
 	}

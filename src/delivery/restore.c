@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
 #include "ledger.h"
@@ -130,7 +131,7 @@ load_tick(int64 epoch, uint64 number)
 	loaded = palloc(sizeof(LoadedTick));
 	loaded->epoch = epoch;
 	loaded->number = number;
-	loaded->tick = outbox_ledger_load_tick(epoch, number);
+	loaded->tick = outbox_cursors_load_tick(epoch, number);
 	loaded_ticks = lappend(loaded_ticks, loaded);
 	return outbox_tick_pin(loaded->tick);
 }
@@ -289,13 +290,13 @@ restore_dumped(OutboxLane *lane, int64 epoch, const OutboxCursor *cursors, int n
 static void
 restore_all_dumped(List *lanes)
 {
-	int64		newest = outbox_ledger_restored_epoch(work->epoch);
+	int64		newest = outbox_cursors_restored_epoch(work->epoch);
 	OutboxCursor *cursors = NULL;
 	int			n = 0;
 	ListCell   *cell;
 
 	if (newest != 0)
-		cursors = outbox_ledger_load_cursors(newest, &n);
+		cursors = outbox_cursors_load(newest, &n);
 	foreach(cell, lanes)
 	{
 		OutboxLane *lane = lfirst(cell);
@@ -308,7 +309,7 @@ static void
 restore_positions(void)
 {
 	int			n;
-	OutboxCursor *cursors = outbox_ledger_load_cursors(work->epoch, &n);
+	OutboxCursor *cursors = outbox_cursors_load(work->epoch, &n);
 	const OutboxCursor *at = find_cursor(cursors, n, 0);
 	List	   *dumped = NIL;
 	ListCell   *cell;

@@ -10,6 +10,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
 #include "ledger.h"
@@ -68,10 +69,10 @@ maintain_step(TimestampTz now)
 		PopActiveSnapshot();
 		outbox_work_commit();
 	}
-	if (outbox_ledger_has_old() && outbox_recorder_complete() && outbox_work_begin("emptying old cursors"))
+	if (outbox_cursors_has_old() && outbox_recorder_complete() && outbox_work_begin("emptying old cursors"))
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		outbox_ledger_empty_old(outbox_catalog());
+		outbox_cursors_empty_old(outbox_catalog());
 		PopActiveSnapshot();
 		outbox_work_commit();
 	}
