@@ -51,7 +51,7 @@
 /* Rows that one round deletes of a kind; the rest waits for the next rounds. */
 #define DELETE_AT_ONCE "1000"
 
-/* Rows are looked for that often; milliseconds.  A worker's other rounds have only segments in mind. */
+/* Rows are looked for that often, and when a segment was retired; milliseconds.  A worker's other rounds have only segments in mind. */
 #define THOROUGH_INTERVAL 20000
 
 /* Tells the trigger on the segments that it is retirement that truncates. */
@@ -573,6 +573,7 @@ retire(Round *round, int segment)
 		keep_events(round, segment, name);
 		truncate_table(name);
 		report(round, "retired", segment, bytes, NULL);
+		round->thorough = true; /* what it held back can go now */
 	}
 	else
 	{
