@@ -430,7 +430,8 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 	add_pid(&row, launcher_pid(listers_trouble, sizeof(listers_trouble)));
 	add_pid(&row, worker_pid);
 	add(&row, BoolGetDatum(wanted), false);
-	add_text(&row, trouble[0] != '\0' ? trouble : listers_trouble);
+	/* who has a worker does not mind that there is no lister */
+	add_text(&row, trouble[0] != '\0' || worker_pid != 0 ? trouble : listers_trouble);
 	add_status(&row, &status);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), row.values, row.nulls)));
 }
