@@ -1745,9 +1745,11 @@ BEGIN
                   FROM lag AS l WHERE blind IS NULL AND l.state = 'active'
                  ORDER BY 4 DESC, 3 LIMIT 1) AS slowest
             UNION ALL
-            SELECT 8, 'log_size', NULL, sum(g.bytes), format('%s of 16 segments are in use', count(*) FILTER (WHERE g.last_id IS NOT NULL)),
-                   'See log_pinned for who holds the log, and outbox.event_retention. With outbox.auto_maintain off, schedule outbox.maintain().'
-              FROM outbox._segments() AS g WHERE blind IS NULL HAVING blind IS NULL
+            -- the condition outside: an aggregate over the function would be set up, and load the library, even where it is false
+            SELECT * FROM (
+                SELECT 8, 'log_size', NULL, sum(g.bytes), format('%s of 16 segments are in use', count(*) FILTER (WHERE g.last_id IS NOT NULL)),
+                       'See log_pinned for who holds the log, and outbox.event_retention. With outbox.auto_maintain off, schedule outbox.maintain().'
+                  FROM outbox._segments() AS g) AS log WHERE blind IS NULL
             UNION ALL
             SELECT * FROM (
                 SELECT 9, 'log_pinned', l.name, l.pinned_bytes::numeric, 'bytes of full segments that wait for this subscription',

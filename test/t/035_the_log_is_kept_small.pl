@@ -44,7 +44,7 @@ my $first_segment = segment_of($first);
 # ---- rotation by size, sealing, retirement, under load ----------------------------------------------------------------------------------
 
 my $ledger = Outbox::Ledger->new;
-my $producers = start_producers($node, count => 2, transactions => 3300, pause => 0.004);
+my $producers = start_producers($node, count => 2, transactions => 30000, pause => 0.004);
 my %seen;
 ok(wait_for(sub { $seen{ current() } = 1; keys %seen >= 4 }, 'segments being rotated'), 'full segments are rotated by the worker');
 ok(wait_for(sub { !there($first) }, 'the first segment being retired'), 'and emptied once they are old and read by all');
@@ -68,6 +68,7 @@ is(scalar $receiver->requests('/ok?held') > 0 && scalar $receiver->of('/ok?held'
 is(scalar(grep { waitpid($_->{pid}, 1) == 0 } @$producers), 2, 'all of that under load');
 sql(q{SELECT outbox.resume('held')});
 arrived('/ok?held', $pinned);
+stop_producers($node);
 finish_producers($producers, $ledger);
 wait_for(sub { $ledger->complete($receiver, '/ok?main') && $ledger->complete($receiver, '/ok?held') }, 'everything', 60);
 check_ledger($ledger, $receiver, '/ok?main', what => 'main');

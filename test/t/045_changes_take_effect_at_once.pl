@@ -247,7 +247,7 @@ sub read_on { arrived('/ok?marker', enqueue($node, 'marker', 0)) }    # everythi
 	my %at = (keyed => Outbox::Receiver->new(fsync => 0), free => Outbox::Receiver->new(fsync => 0));
 	my $ledger = Outbox::Ledger->new;
 	subscribe($node, $_, $at{$_}->url('/random/5/5?0'), types => ['load.made'], retry_base => '20 ms', max_attempts => 1000) for sort keys %at;
-	my $producers = start_producers($node, count => 3, transactions => 3000, pause => 0.005);
+	my $producers = start_producers($node, count => 3, transactions => 30000, pause => 0.005);
 	for my $round (1 .. 12)
 	{
 		my $before = () = $at{keyed}->requests;
@@ -280,6 +280,7 @@ sub read_on { arrived('/ok?marker', enqueue($node, 'marker', 0)) }    # everythi
 	my $running = grep { waitpid($_->{pid}, 1) == 0 } @$producers;
 	cmp_ok($running, '>', 0, 'all of that was under load');
 	alter($_, 'max_in_flight => 50') for sort keys %at;
+	stop_producers($node);
 	finish_producers($producers, $ledger);
 	for my $name (sort keys %at)
 	{

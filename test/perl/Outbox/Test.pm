@@ -17,7 +17,7 @@ use Outbox::Receiver;
 use Outbox::Session;
 
 our @EXPORT = qw(outbox_node install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
-	start_producers finish_producers check_ledger);
+	start_producers stop_producers finish_producers check_ledger);
 
 # A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries).
 sub outbox_node
@@ -125,6 +125,7 @@ sub start_producers
 	for my $n (1 .. $options{count} // 4)
 	{
 		open my $script, '>', "$directory/$n.sql" or die;
+		print $script "SET application_name = 'producer';\n";
 		print $script "$options{settings};\n" if $options{settings};
 		for my $i (1 .. $options{transactions} // 1000)
 		{
@@ -145,6 +146,13 @@ sub start_producers
 		push @producers, { pid => $pid, out => "$directory/$n.out" };
 	}
 	return \@producers;
+}
+
+# Ends producers that would go on for long: by their connections, so that they still write down what they saw.
+sub stop_producers
+{
+	my ($node) = @_;
+	$node->safe_psql('postgres', q{SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'producer'});
 }
 
 # Waits for them to end (by themselves, or because the server is gone) and enters what they saw into the ledger.
