@@ -7,6 +7,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" outbox.contro
 MODULE_big = outbox
 OBJS = \
 	src/bell.o \
+	src/catalog.o \
 	src/copies.o \
 	src/enqueue.o \
 	src/event_id.o \

@@ -9,26 +9,12 @@
 #define OUTBOX_EVENT_LOG_H
 
 #include "bell.h"
+#include "catalog.h"
 #include "datatype/timestamp.h"
 #include "snapshot.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/uuid.h"
-
-/* What the extension is made of in this database.  Valid until the next AcceptInvalidationMessages. */
-typedef struct OutboxCatalog
-{
-	Oid			extension;		/* pg_extension.oid */
-	Oid			schema;
-	int64		epoch;			/* outbox.epoch() */
-	Oid			segments[OUTBOX_SEGMENTS];
-} OutboxCatalog;
-
-/* The extension of this database, or NULL when there is none (or only a part of it). */
-extern PGDLLEXPORT const OutboxCatalog *outbox_catalog(void);
-
-/* The same; raises when there is none. */
-extern const OutboxCatalog *outbox_catalog_required(void);
 
 /* ---- append: in the producer's transaction ---- */
 
