@@ -26,7 +26,7 @@
 #define CAREFUL_READS 100		/* after an error while reading */
 
 static OutboxWork *const work = &outbox_work;
-static OutboxChunk *unconfirmed;	/* the head's next chunk, waiting for standbys */
+static OutboxChunk *unconfirmed;	/* the head's next chunk, waiting for standbys, or for a reload */
 static bool starving = false;	/* lanes could read more at once */
 static bool reading = false;	/* an error now comes from reading the log */
 static int	careful = 0;		/* reads left that go row by row */

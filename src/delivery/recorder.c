@@ -61,7 +61,7 @@ write_cursors(void)
 		if (!lane_moved(lane, &position, &at_head))
 			continue;
 		outbox_cursors_put(work->epoch, lane->subscription->id, at_head, at_head ? NULL : &position,
-							 outbox_lane_offset(lane));
+						   outbox_lane_offset(lane));
 		lane->marked = at_head;
 		if (at_head)
 			outbox_position_clear(&lane->written);

@@ -65,8 +65,11 @@ estimate_events(void)
 		if (!ConditionalLockRelationOid(catalog->segments[i], AccessShareLock))
 			continue;
 		segment = RelationIdGetRelation(catalog->segments[i]);
-		pages += RelationGetNumberOfBlocks(segment);
-		RelationClose(segment);
+		if (segment != NULL)
+		{
+			pages += RelationGetNumberOfBlocks(segment);
+			RelationClose(segment);
+		}
 		UnlockRelationOid(catalog->segments[i], AccessShareLock);
 	}
 	return pages * events_per_page;
@@ -166,10 +169,13 @@ set_position(OutboxPosition *position, OutboxPosition value)
 	outbox_tick_unpin(value.upper);
 }
 
+/* Called between transactions too, so it looks at no table. */
 void
 outbox_restore_done(OutboxLane *lane)
 {
-	place_at_start(lane);
+	OutboxPosition start = {.base = outbox_tick_nothing(), .upper = outbox_tick_nothing()};
+
+	outbox_position_set(&lane->position, &start);
 }
 
 /* Takes over the tables' configuration: changes take effect at once, for every request not yet started. */
