@@ -128,6 +128,17 @@ CREATE TABLE outbox.subscription (
     fatal_statuses   integer[]   NOT NULL,
     max_blocked      integer     NOT NULL,
     response_kept    integer     NOT NULL,     -- bytes
+    filter           jsonpath,                 -- NULL: whatever the payload
+    format           text        NOT NULL CHECK (format IN ('binary', 'structured', 'batch')),
+    batch_size       integer     NOT NULL,     -- events
+    batch_bytes      integer     NOT NULL,
+    batch_linger     interval    NOT NULL,
+    rate_limit       float8,                   -- requests per second; NULL: none
+    breaker_threshold integer    NOT NULL,
+    breaker_probe    interval    NOT NULL,
+    breaker_max      interval    NOT NULL,
+    disable_after    interval    NOT NULL,
+    ca               text,                     -- PEM; NULL: the system's
     state            text        NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'disabled')),
     reason           text,                     -- of the state
     state_since      timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -167,6 +178,17 @@ COMMENT ON COLUMN outbox.subscription.give_up_after IS 'Since the first attempt:
 COMMENT ON COLUMN outbox.subscription.fatal_statuses IS 'HTTP statuses that make a dead letter at once';
 COMMENT ON COLUMN outbox.subscription.max_blocked IS 'Undelivered events it may go past; then it waits';
 COMMENT ON COLUMN outbox.subscription.response_kept IS 'Bytes of an answer''s body that are kept';
+COMMENT ON COLUMN outbox.subscription.filter IS 'What the payload must fulfil; NULL: any payload, or none';
+COMMENT ON COLUMN outbox.subscription.format IS 'CloudEvents mode: binary, structured, or batch';
+COMMENT ON COLUMN outbox.subscription.batch_size IS 'Events in a batch, at most';
+COMMENT ON COLUMN outbox.subscription.batch_bytes IS 'Bytes of a batch, at most, unless one event is larger';
+COMMENT ON COLUMN outbox.subscription.batch_linger IS 'How long a batch that is not full waits for more';
+COMMENT ON COLUMN outbox.subscription.rate_limit IS 'Requests per second; NULL: no limit';
+COMMENT ON COLUMN outbox.subscription.breaker_threshold IS 'Transient failures in a row that open the circuit breaker; 0: it never opens';
+COMMENT ON COLUMN outbox.subscription.breaker_probe IS 'From opening to the first probe';
+COMMENT ON COLUMN outbox.subscription.breaker_max IS 'Longest time between probes';
+COMMENT ON COLUMN outbox.subscription.disable_after IS 'Nothing but failures for so long disable it; 0: never';
+COMMENT ON COLUMN outbox.subscription.ca IS 'Certificates, PEM, by which the receiver is verified; NULL: the system''s';
 COMMENT ON COLUMN outbox.subscription.state IS 'active, paused, or disabled (the receiver answered 410)';
 COMMENT ON COLUMN outbox.subscription.reason IS 'Why it is paused or disabled';
 COMMENT ON COLUMN outbox.subscription.state_since IS 'When the state was entered';
@@ -558,12 +580,13 @@ ALTER TABLE outbox.delivery           ENABLE ALWAYS TRIGGER changed;
 
 -- ===== subscribing =======================================================================================================
 
--- A subscription is built as a row: defaults first, then what was given, then one check of the whole, because some options limit each other. No error shows
+-- A subscription is built as a row: defaults first, then what was given, then one check of the whole, because some options limit each other. An option is a column of
+-- outbox.subscription, an argument of the same name of subscribe() and alter_subscription(), a default, a check, and a word of _is_option(). No error shows
 -- more of a URL than its scheme, host and port, nor anything of a secret.
 --
 -- What managers call (subscribe and the others) is a thin layer in C, outbox_manage(). It runs with the caller's rights, finds out whether that caller is an operator,
 -- and calls the function of the same name with "_" before it, which has that as one more argument, runs as the owner, who alone may touch the tables, and cannot be
--- called by anybody else. So a superuser who calls a manager's SECURITY DEFINER function lends it nothing. The layer also keeps the server log from quoting the statement,
+-- called by anybody else. Where there are many arguments, those that are not NULL go on as one record (outbox_manage_options()). So a superuser who calls a manager's SECURITY DEFINER function lends it nothing. The layer also keeps the server log from quoting the statement,
 -- which may contain a secret, when it fails.
 
 CREATE FUNCTION outbox._default_subscription() RETURNS outbox.subscription LANGUAGE plpgsql STABLE
@@ -589,6 +612,14 @@ BEGIN
     s.fatal_statuses  := '{}';
     s.max_blocked     := 10000;
     s.response_kept   := 1024;
+    s.format          := 'binary';
+    s.batch_size      := 100;
+    s.batch_bytes     := 262144;
+    s.batch_linger    := '10 ms';
+    s.breaker_threshold := 10;
+    s.breaker_probe   := '10 s';
+    s.breaker_max     := '10 min';
+    s.disable_after   := '120 h';
     s.state           := 'active';
     s.state_since     := now();
     s.created_at      := now();
@@ -597,6 +628,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._default_subscription() IS 'The default of every option of a subscription';
+
+-- What alter_subscription() can change and reset: the columns of outbox.subscription with these names.
+CREATE FUNCTION outbox._is_option(option text) RETURNS boolean LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+RETURN option = ANY ('{types,tenant,filter,ordering,on_dead,network,ports,ca,max_in_flight,rate_limit,timeout,connect_timeout,retry_base,retry_factor,retry_max,retry_jitter,max_attempts,give_up_after,
+                       fatal_statuses,max_blocked,response_kept,format,batch_size,batch_bytes,batch_linger,breaker_threshold,breaker_probe,breaker_max,disable_after,labels,description}'::text[]);
+COMMENT ON FUNCTION outbox._is_option(text) IS 'Is this the name of an option of a subscription that has a default?';
 
 CREATE FUNCTION outbox._refuse_option(option text, detail text, hint text) RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -712,6 +750,25 @@ BEGIN
     PERFORM outbox._check_number('max_blocked', s.max_blocked, 1, 1000000);
     PERFORM outbox._check_number('response_kept', s.response_kept, 0, 65536);
 
+    IF s.format NOT IN ('binary', 'structured', 'batch') THEN
+        PERFORM outbox._refuse_option('format', format('"%s" is not a format.', s.format), 'Use binary, structured, or batch.');
+    END IF;
+    PERFORM outbox._check_number('batch_size', s.batch_size, 1, 10000);
+    PERFORM outbox._check_number('batch_bytes', s.batch_bytes, 1024, 16777216);
+    PERFORM outbox._check_span('batch_linger', s.batch_linger, '0', '10 s');
+    IF s.rate_limit IS NOT NULL THEN
+        PERFORM outbox._check_number('rate_limit', s.rate_limit, 0.001, 1000000);
+    END IF;
+    PERFORM outbox._check_number('breaker_threshold', s.breaker_threshold, 0, 1000000);
+    PERFORM outbox._check_span('breaker_probe', s.breaker_probe, '10 ms', '1 day');
+    PERFORM outbox._check_span('breaker_max', s.breaker_max, s.breaker_probe, '30 days');
+    IF s.disable_after <> '0'::interval THEN   -- 0: never
+        PERFORM outbox._check_span('disable_after', s.disable_after, '1 s', '365 days');
+    END IF;
+    IF octet_length(s.ca) > 65536 OR s.ca !~ '-----BEGIN CERTIFICATE-----' THEN
+        PERFORM outbox._refuse_option('ca', 'These are not certificates in PEM form, of at most 65536 bytes.', 'Give the text of a file that begins with -----BEGIN CERTIFICATE-----.');
+    END IF;
+
     IF cardinality(s.ports) NOT BETWEEN 1 AND 100 OR array_ndims(s.ports) <> 1 THEN
         PERFORM outbox._refuse_option('ports', 'The list does not have 1 to 100 elements.', 'List the ports that the URL may use, such as {443,8443}.');
     END IF;
@@ -736,6 +793,10 @@ BEGIN
     s.retry_base      := make_interval(secs => extract(epoch FROM s.retry_base)::float8);
     s.retry_max       := make_interval(secs => extract(epoch FROM s.retry_max)::float8);
     s.give_up_after   := make_interval(secs => extract(epoch FROM s.give_up_after)::float8);
+    s.batch_linger    := make_interval(secs => extract(epoch FROM s.batch_linger)::float8);
+    s.breaker_probe   := make_interval(secs => extract(epoch FROM s.breaker_probe)::float8);
+    s.breaker_max     := make_interval(secs => extract(epoch FROM s.breaker_max)::float8);
+    s.disable_after   := make_interval(secs => extract(epoch FROM s.disable_after)::float8);
     RETURN s;
 END
 $$;
@@ -787,16 +848,10 @@ END
 $$;
 COMMENT ON FUNCTION outbox._secret_bytes(text) IS 'The key bytes of a signing secret; refuses (22023) any other text without repeating it';
 
-CREATE FUNCTION outbox._subscribe(
-    name text, url text, types text[], tenant text, ordering text, on_dead text,
-    starting text, max_in_flight integer, timeout interval, connect_timeout interval,
-    retry_base interval, retry_factor float8, retry_max interval, retry_jitter float8,
-    max_attempts integer, give_up_after interval, fatal_statuses integer[], max_blocked integer,
-    response_kept integer, network text, ports integer[], labels jsonb, description text,
-    secret text, if_not_exists boolean, operator boolean)
-RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION outbox._subscribe(given record, operator boolean) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
 DECLARE
+    options jsonb := to_jsonb(given);
     s       outbox.subscription;
     here    record;
     instant timestamptz;
@@ -805,51 +860,38 @@ BEGIN
     -- from here to commit no segment is emptied: what this subscription is to read stays
     LOCK TABLE outbox.event IN ACCESS SHARE MODE;
 
-    IF _subscribe.url IS NULL THEN
+    IF NOT options ? 'url' THEN
         RAISE feature_not_supported USING MESSAGE = 'pull subscriptions are not supported yet',
             DETAIL = 'A subscription without a URL would be drained by SQL.', HINT = 'Give the URL of a webhook receiver.';
     END IF;
 
-    s := outbox._default_subscription();
-    s.name            := _subscribe.name;
-    s.url             := _subscribe.url;
-    s.types           := COALESCE(_subscribe.types, s.types);
-    s.tenant          := _subscribe.tenant;
-    s.ordering        := COALESCE(_subscribe.ordering, s.ordering);
-    s.on_dead         := COALESCE(_subscribe.on_dead, s.on_dead);
-    s.network         := COALESCE(_subscribe.network, s.network);
-    s.ports           := COALESCE(_subscribe.ports, s.ports);
-    s.max_in_flight   := COALESCE(_subscribe.max_in_flight, s.max_in_flight);
-    s.timeout         := COALESCE(_subscribe.timeout, s.timeout);
-    s.connect_timeout := COALESCE(_subscribe.connect_timeout, LEAST(s.connect_timeout, s.timeout));
-    s.retry_base      := COALESCE(_subscribe.retry_base, s.retry_base);
-    s.retry_factor    := COALESCE(_subscribe.retry_factor, s.retry_factor);
-    s.retry_max       := COALESCE(_subscribe.retry_max, GREATEST(s.retry_max, s.retry_base));
-    s.retry_jitter    := COALESCE(_subscribe.retry_jitter, s.retry_jitter);
-    s.max_attempts    := COALESCE(_subscribe.max_attempts, s.max_attempts);
-    s.give_up_after   := COALESCE(_subscribe.give_up_after, s.give_up_after);
-    s.fatal_statuses  := COALESCE(_subscribe.fatal_statuses, s.fatal_statuses);
-    s.max_blocked     := COALESCE(_subscribe.max_blocked, s.max_blocked);
-    s.response_kept   := COALESCE(_subscribe.response_kept, s.response_kept);
-    s.labels          := _subscribe.labels;
-    s.description     := _subscribe.description;
+    s := jsonb_populate_record(outbox._default_subscription(), options);
+    IF NOT options ? 'connect_timeout' THEN
+        s.connect_timeout := LEAST(s.connect_timeout, s.timeout);
+    END IF;
+    IF NOT options ? 'retry_max' THEN
+        s.retry_max := GREATEST(s.retry_max, s.retry_base);
+    END IF;
+    IF NOT options ? 'breaker_max' THEN
+        s.breaker_max := GREATEST(s.breaker_max, s.breaker_probe);
+    END IF;
     s := outbox._check_subscription(s, operator);
-    key := COALESCE(outbox._secret_bytes(_subscribe.secret), outbox._new_secret());
+    key := COALESCE(outbox._secret_bytes(options->>'secret'), outbox._new_secret());
 
-    IF COALESCE(_subscribe.starting, 'now') = 'now' THEN
+    IF COALESCE(options->>'starting', 'now') = 'now' THEN
         here := outbox._position_now();
         s.start_epoch    := here.epoch;
         s.start_snapshot := here.snapshot;
         s.start_next     := here.next;
         s.start_clock    := here.clock;
-    ELSIF _subscribe.starting <> 'earliest' THEN
+    ELSIF options->>'starting' <> 'earliest' THEN
         BEGIN
-            instant := _subscribe.starting::timestamptz;
+            instant := (options->>'starting')::timestamptz;
         EXCEPTION WHEN data_exception THEN
             instant := 'infinity';
         END;
         IF NOT isfinite(instant) OR instant < 'epoch' OR instant > '9999-12-31' THEN
-            PERFORM outbox._refuse_option('starting', format('"%s" is not a place in the event log.', _subscribe.starting), 'Use now, earliest, or a timestamp.');
+            PERFORM outbox._refuse_option('starting', format('"%s" is not a place in the event log.', options->>'starting'), 'Use now, earliest, or a timestamp.');
         END IF;
         s.start_after := outbox._lowest_id(outbox._clock_at(instant));
     END IF;
@@ -857,18 +899,17 @@ BEGIN
     s.id := nextval('outbox.subscription_id_seq'::regclass);
     INSERT INTO outbox.subscription OVERRIDING SYSTEM VALUE SELECT s.* ON CONFLICT ON CONSTRAINT subscription_name_key DO NOTHING;
     IF NOT FOUND THEN
-        IF _subscribe.if_not_exists THEN
+        IF (options->>'if_not_exists')::boolean THEN
             RETURN NULL;
         END IF;
-        RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', _subscribe.name),
+        RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', s.name),
             DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
     END IF;
     INSERT INTO outbox.secret (subscription_id, secret) VALUES (s.id, key);
     RETURN outbox._secret_text(key);
 END
 $$;
-COMMENT ON FUNCTION outbox._subscribe(text, text, text[], text, text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
-                                     integer[], integer, integer, text, integer[], jsonb, text, text, boolean, boolean) IS 'What subscribe() does, once it is known whether the caller is an operator';
+COMMENT ON FUNCTION outbox._subscribe(record, boolean) IS 'What subscribe() does with the arguments that were given, once it is known whether the caller is an operator';
 
 CREATE FUNCTION outbox.subscribe(
     name text, url text DEFAULT NULL, types text[] DEFAULT '{**}', tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
@@ -876,10 +917,12 @@ CREATE FUNCTION outbox.subscribe(
     retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
     max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
     response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    filter jsonpath DEFAULT NULL, format text DEFAULT NULL, batch_size integer DEFAULT NULL, batch_bytes integer DEFAULT NULL, batch_linger interval DEFAULT NULL,
+    rate_limit float8 DEFAULT NULL, breaker_threshold integer DEFAULT NULL, breaker_probe interval DEFAULT NULL, breaker_max interval DEFAULT NULL,
+    disable_after interval DEFAULT NULL, ca text DEFAULT NULL,
     secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
-RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
-COMMENT ON FUNCTION outbox.subscribe(text, text, text[], text, text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
-                                     integer[], integer, integer, text, integer[], jsonb, text, text, boolean) IS
+RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
+COMMENT ON FUNCTION outbox.subscribe IS
 'Creates a push subscription. Returns its signing secret, which is shown only now; NULL if the subscription existed (if_not_exists).
 NULL stands for the default:
 name: 1 to 128 of letters, digits, _ . : -
@@ -891,6 +934,11 @@ max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 
 retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h, or retry_base). retry_jitter: 0 to 1 (0.2).
 max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
 max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
+filter: what the payload must fulfil; not built yet. format: CloudEvents mode, binary, structured or batch (binary); structured and batch: not built yet.
+batch_size: 1 to 10,000 events (100). batch_bytes: 1 kB to 16 MB (256 kB). batch_linger: how long a batch waits for more, 0 to 10 s (10 ms).
+rate_limit: requests per second, 0.001 to 1,000,000 (none). breaker_threshold: transient failures in a row that open the circuit breaker, 0 is never (10).
+breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s). breaker_max: longest time between probes, at most 30 d (10 min, or breaker_probe).
+disable_after: nothing but failures for so long disable it, 0 is never, else 1 s to 365 d (5 d). ca: certificates, PEM, to verify the receiver by (the system''s).
 network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
 labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; a generated one is never in the server''s log.
 Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network. When the call fails, the server log does not quote the statement; but settings that log
@@ -915,70 +963,23 @@ END
 $$;
 COMMENT ON FUNCTION outbox._subscription(text, boolean) IS 'A subscription, locked; refuses unknown names (42704) and private ones of others than operators (42501)';
 
-CREATE FUNCTION outbox._alter_subscription(
-    name text, url text, types text[], tenant text, ordering text, on_dead text,
-    max_in_flight integer, timeout interval, connect_timeout interval,
-    retry_base interval, retry_factor float8, retry_max interval, retry_jitter float8,
-    max_attempts integer, give_up_after interval, fatal_statuses integer[], max_blocked integer,
-    response_kept integer, network text, ports integer[], labels jsonb, description text,
-    reset text[], operator boolean)
-RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION outbox._alter_subscription(given record, operator boolean) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
 DECLARE
-    was    outbox.subscription := outbox._subscription(_alter_subscription.name, operator);
-    s      outbox.subscription := was;
-    d      outbox.subscription := outbox._default_subscription();
-    option text;
-    here   record;
+    options jsonb := to_jsonb(given);
+    was     outbox.subscription := outbox._subscription(options->>'name', operator);
+    s       outbox.subscription := was;
+    option  text;
+    changed text;
+    here    record;
 BEGIN
-    FOREACH option IN ARRAY COALESCE(_alter_subscription.reset, '{}') LOOP
-        CASE option
-            WHEN 'types'           THEN s.types           := d.types;
-            WHEN 'tenant'          THEN s.tenant          := d.tenant;
-            WHEN 'ordering'        THEN s.ordering        := d.ordering;
-            WHEN 'on_dead'         THEN s.on_dead         := d.on_dead;
-            WHEN 'max_in_flight'   THEN s.max_in_flight   := d.max_in_flight;
-            WHEN 'timeout'         THEN s.timeout         := d.timeout;
-            WHEN 'connect_timeout' THEN s.connect_timeout := d.connect_timeout;
-            WHEN 'retry_base'      THEN s.retry_base      := d.retry_base;
-            WHEN 'retry_factor'    THEN s.retry_factor    := d.retry_factor;
-            WHEN 'retry_max'       THEN s.retry_max       := d.retry_max;
-            WHEN 'retry_jitter'    THEN s.retry_jitter    := d.retry_jitter;
-            WHEN 'max_attempts'    THEN s.max_attempts    := d.max_attempts;
-            WHEN 'give_up_after'   THEN s.give_up_after   := d.give_up_after;
-            WHEN 'fatal_statuses'  THEN s.fatal_statuses  := d.fatal_statuses;
-            WHEN 'max_blocked'     THEN s.max_blocked     := d.max_blocked;
-            WHEN 'response_kept'   THEN s.response_kept   := d.response_kept;
-            WHEN 'network'         THEN s.network         := d.network;
-            WHEN 'ports'           THEN s.ports           := d.ports;
-            WHEN 'labels'          THEN s.labels          := d.labels;
-            WHEN 'description'     THEN s.description     := d.description;
-            ELSE
-                PERFORM outbox._refuse_option('reset', format('"%s" is not an option that can be reset.', COALESCE(option, 'NULL')), 'Name options that have a default, such as {timeout,tenant}.');
-        END CASE;
+    FOR option IN SELECT jsonb_array_elements_text(options->'reset') LOOP
+        IF outbox._is_option(option) IS NOT TRUE THEN
+            PERFORM outbox._refuse_option('reset', format('"%s" is not an option that can be reset.', COALESCE(option, 'NULL')), 'Name options that have a default, such as {timeout,tenant}.');
+        END IF;
+        s := jsonb_populate_record(s, jsonb_build_object(option, to_jsonb(outbox._default_subscription())->option));
     END LOOP;
-
-    s.url             := COALESCE(_alter_subscription.url, s.url);
-    s.types           := COALESCE(_alter_subscription.types, s.types);
-    s.tenant          := COALESCE(_alter_subscription.tenant, s.tenant);
-    s.ordering        := COALESCE(_alter_subscription.ordering, s.ordering);
-    s.on_dead         := COALESCE(_alter_subscription.on_dead, s.on_dead);
-    s.network         := COALESCE(_alter_subscription.network, s.network);
-    s.ports           := COALESCE(_alter_subscription.ports, s.ports);
-    s.max_in_flight   := COALESCE(_alter_subscription.max_in_flight, s.max_in_flight);
-    s.timeout         := COALESCE(_alter_subscription.timeout, s.timeout);
-    s.connect_timeout := COALESCE(_alter_subscription.connect_timeout, s.connect_timeout);
-    s.retry_base      := COALESCE(_alter_subscription.retry_base, s.retry_base);
-    s.retry_factor    := COALESCE(_alter_subscription.retry_factor, s.retry_factor);
-    s.retry_max       := COALESCE(_alter_subscription.retry_max, s.retry_max);
-    s.retry_jitter    := COALESCE(_alter_subscription.retry_jitter, s.retry_jitter);
-    s.max_attempts    := COALESCE(_alter_subscription.max_attempts, s.max_attempts);
-    s.give_up_after   := COALESCE(_alter_subscription.give_up_after, s.give_up_after);
-    s.fatal_statuses  := COALESCE(_alter_subscription.fatal_statuses, s.fatal_statuses);
-    s.max_blocked     := COALESCE(_alter_subscription.max_blocked, s.max_blocked);
-    s.response_kept   := COALESCE(_alter_subscription.response_kept, s.response_kept);
-    s.labels          := COALESCE(_alter_subscription.labels, s.labels);
-    s.description     := COALESCE(_alter_subscription.description, s.description);
+    s := jsonb_populate_record(s, options);
     s := outbox._check_subscription(s, operator);
 
     -- what is committed so far keeps the rules it was committed under
@@ -989,16 +990,12 @@ BEGIN
           FROM outbox.subscription_match AS m WHERE m.subscription_id = s.id;
     END IF;
 
-    UPDATE outbox.subscription AS t
-       SET (url, types, tenant, ordering, on_dead, network, ports, max_in_flight, timeout, connect_timeout, retry_base, retry_factor, retry_max, retry_jitter,
-            max_attempts, give_up_after, fatal_statuses, max_blocked, response_kept, labels, description)
-         = (s.url, s.types, s.tenant, s.ordering, s.on_dead, s.network, s.ports, s.max_in_flight, s.timeout, s.connect_timeout, s.retry_base, s.retry_factor, s.retry_max, s.retry_jitter,
-            s.max_attempts, s.give_up_after, s.fatal_statuses, s.max_blocked, s.response_kept, s.labels, s.description)
-     WHERE t.id = s.id;
+    SELECT string_agg(format('%1$I = ($1).%1$I', a.attname), ', ') INTO changed
+      FROM pg_attribute AS a WHERE a.attrelid = 'outbox.subscription'::regclass AND (a.attname = 'url' OR outbox._is_option(a.attname));
+    EXECUTE 'UPDATE outbox.subscription AS t SET ' || changed || ' WHERE t.id = ($1).id' USING s;
 END
 $$;
-COMMENT ON FUNCTION outbox._alter_subscription(text, text, text[], text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
-                                              integer[], integer, integer, text, integer[], jsonb, text, text[], boolean) IS 'What alter_subscription() does, once it is known whether the caller is an operator';
+COMMENT ON FUNCTION outbox._alter_subscription(record, boolean) IS 'What alter_subscription() does with the arguments that were given, once it is known whether the caller is an operator';
 
 CREATE FUNCTION outbox.alter_subscription(
     name text, url text DEFAULT NULL, types text[] DEFAULT NULL, tenant text DEFAULT NULL, ordering text DEFAULT NULL, on_dead text DEFAULT NULL,
@@ -1006,10 +1003,12 @@ CREATE FUNCTION outbox.alter_subscription(
     retry_base interval DEFAULT NULL, retry_factor float8 DEFAULT NULL, retry_max interval DEFAULT NULL, retry_jitter float8 DEFAULT NULL,
     max_attempts integer DEFAULT NULL, give_up_after interval DEFAULT NULL, fatal_statuses integer[] DEFAULT NULL, max_blocked integer DEFAULT NULL,
     response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
+    filter jsonpath DEFAULT NULL, format text DEFAULT NULL, batch_size integer DEFAULT NULL, batch_bytes integer DEFAULT NULL, batch_linger interval DEFAULT NULL,
+    rate_limit float8 DEFAULT NULL, breaker_threshold integer DEFAULT NULL, breaker_probe interval DEFAULT NULL, breaker_max interval DEFAULT NULL,
+    disable_after interval DEFAULT NULL, ca text DEFAULT NULL,
     reset text[] DEFAULT NULL)
-RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
-COMMENT ON FUNCTION outbox.alter_subscription(text, text, text[], text, text, text, integer, interval, interval, interval, float8, interval, float8, integer, interval,
-                                              integer[], integer, integer, text, integer[], jsonb, text, text[]) IS
+RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
+COMMENT ON FUNCTION outbox.alter_subscription IS
 'Changes the options that are given, and sets those named in reset to their defaults; for their meaning see subscribe().
 types and tenant apply to what commits from now on; all else to every request started after this commits. Errors: as subscribe(); 42704 for an unknown name.';
 

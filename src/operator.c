@@ -134,28 +134,27 @@ outbox_acting_role(PG_FUNCTION_ARGS)
 /* ---- what managers call ---- */
 
 /*
- * The function behind this one: the same name with "_" before it, and one more argument, boolean.
+ * The function behind this one: the same name with "_" before it, these arguments, and one more, boolean.
  *
  * NB: its EXECUTE privilege is nobody's but the owner's, and is not asked for here: this function's own was.
  */
-static Oid
-function_behind(FmgrInfo *front, int nargs)
+static FmgrInfo *
+function_behind(FmgrInfo *front, const Oid *arguments, int n)
 {
 	char	   *name = psprintf("_%s", get_func_name(front->fn_oid));
 	Oid			types[FUNC_MAX_ARGS];
-	Oid		   *declared;
-	int			n;
 	Oid			behind;
 
-	(void) get_func_signature(front->fn_oid, &declared, &n);
-	Assert(n == nargs && n < FUNC_MAX_ARGS);
-	memcpy(types, declared, n * sizeof(Oid));
+	Assert(n < FUNC_MAX_ARGS);
+	memcpy(types, arguments, n * sizeof(Oid));
 	types[n] = BOOLOID;
 	behind = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(name),
 							 PointerGetDatum(buildoidvector(types, n + 1)), ObjectIdGetDatum(get_func_namespace(front->fn_oid)));
 	if (!OidIsValid(behind))
 		elog(ERROR, "function %s is missing", name);
-	return behind;
+	front->fn_extra = MemoryContextAllocZero(front->fn_mcxt, sizeof(FmgrInfo));
+	fmgr_info_cxt(behind, front->fn_extra, front->fn_mcxt);
+	return front->fn_extra;
 }
 
 /* An operator is who may call outbox.start(): asked of the current user, who is a SECURITY DEFINER function's owner inside it. */
@@ -179,7 +178,7 @@ hide_statement(void *arg)
 	errhidecontext(true);
 }
 
-/* subscribe(), alter_subscription(), unsubscribe(), pause(), resume(), ping(): the arguments go on as they are, with the answer to "is the caller an operator?" */
+/* unsubscribe(), pause(), resume(), ping(): the arguments go on as they are, with the answer to "is the caller an operator?" */
 PG_FUNCTION_INFO_V1(outbox_manage);
 Datum
 outbox_manage(PG_FUNCTION_ARGS)
@@ -192,16 +191,72 @@ outbox_manage(PG_FUNCTION_ARGS)
 	error_context_stack = &context;
 	if (function == NULL)
 	{
-		Oid			oid = function_behind(fcinfo->flinfo, PG_NARGS());
+		Oid		   *types;
+		int			n;
 
-		function = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(FmgrInfo));
-		fmgr_info_cxt(oid, function, fcinfo->flinfo->fn_mcxt);
-		fcinfo->flinfo->fn_extra = function;
+		(void) get_func_signature(fcinfo->flinfo->fn_oid, &types, &n);
+		function = function_behind(fcinfo->flinfo, types, n);
 	}
 	InitFunctionCallInfoData(*behind, function, PG_NARGS() + 1, PG_GET_COLLATION(), NULL, NULL);
 	memcpy(behind->args, fcinfo->args, PG_NARGS() * sizeof(NullableDatum));
 	behind->args[PG_NARGS()].value = BoolGetDatum(caller_is_operator(get_func_namespace(fcinfo->flinfo->fn_oid)));
 	behind->args[PG_NARGS()].isnull = false;
+	result = FunctionCallInvoke(behind);
+	fcinfo->isnull = behind->isnull;
+	error_context_stack = context.previous;
+	return result;
+}
+
+/* The arguments that are not NULL, as one record with their names. */
+static Datum
+given_arguments(FunctionCallInfo fcinfo)
+{
+	HeapTuple	function = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	TupleDesc	descriptor;
+	Datum		values[FUNC_MAX_ARGS];
+	bool		nulls[FUNC_MAX_ARGS] = {false};
+	Oid		   *types;
+	char	  **names;
+	char	   *modes;
+	AttrNumber	n = 0;
+
+	if (!HeapTupleIsValid(function))
+		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
+	(void) get_func_arg_info(function, &types, &names, &modes);
+	ReleaseSysCache(function);
+	for (int i = 0; i < PG_NARGS(); i++)
+		n += !PG_ARGISNULL(i);
+	descriptor = CreateTemplateTupleDesc(n);
+	n = 0;
+	for (int i = 0; i < PG_NARGS(); i++)
+	{
+		if (PG_ARGISNULL(i))
+			continue;
+		TupleDescInitEntry(descriptor, n + 1, names[i], types[i], -1, 0);
+		values[n++] = PG_GETARG_DATUM(i);
+	}
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls));
+}
+
+/* subscribe(), alter_subscription(): so many options that they go on as one record, of those that were given. */
+PG_FUNCTION_INFO_V1(outbox_manage_options);
+Datum
+outbox_manage_options(PG_FUNCTION_ARGS)
+{
+	static const Oid types[] = {RECORDOID};
+	LOCAL_FCINFO(behind, 2);
+	ErrorContextCallback context = {.previous = error_context_stack, .callback = hide_statement};
+	FmgrInfo   *function = fcinfo->flinfo->fn_extra;
+	Datum		result;
+
+	error_context_stack = &context;
+	if (function == NULL)
+		function = function_behind(fcinfo->flinfo, types, lengthof(types));
+	InitFunctionCallInfoData(*behind, function, 2, PG_GET_COLLATION(), NULL, NULL);
+	behind->args[0].value = given_arguments(fcinfo);
+	behind->args[0].isnull = false;
+	behind->args[1].value = BoolGetDatum(caller_is_operator(get_func_namespace(fcinfo->flinfo->fn_oid)));
+	behind->args[1].isnull = false;
 	result = FunctionCallInvoke(behind);
 	fcinfo->isnull = behind->isnull;
 	error_context_stack = context.previous;

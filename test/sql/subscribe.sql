@@ -28,7 +28,8 @@ SELECT encode(k.secret, 'base64') FROM outbox.secret k JOIN outbox.subscription 
 \pset format aligned
 \x on
 SELECT kind, url, tenant, types, ordering, on_dead, network, ports, max_in_flight, timeout, connect_timeout, retry_base, retry_factor, retry_max, retry_jitter, max_attempts,
-       give_up_after, fatal_statuses, max_blocked, response_kept, state, reason, labels, description, start_epoch = outbox.epoch() AS our_epoch,
+       give_up_after, fatal_statuses, max_blocked, response_kept, filter, format, batch_size, batch_bytes, batch_linger, rate_limit, breaker_threshold, breaker_probe, breaker_max,
+       disable_after, ca, state, reason, labels, description, start_epoch = outbox.epoch() AS our_epoch,
        start_snapshot IS NOT NULL AS from_now, start_next IS NOT NULL AS next, start_clock IS NOT NULL AS clock, start_after
   FROM outbox.subscription WHERE name = 'plain';
 
@@ -36,9 +37,12 @@ SELECT kind, url, tenant, types, ordering, on_dead, network, ports, max_in_fligh
 SELECT outbox.subscribe('full', 'https://hooks.example.com:8443/path?query=1', types => '{order.*,invoice.**}', tenant => 'acme', ordering => 'none', on_dead => 'block',
     starting => '2026-01-02 03:04:05.678+00', max_in_flight => 3, timeout => '1 min', connect_timeout => '10 s', retry_base => '1 day', retry_factor => 1.5, retry_max => '2 days', retry_jitter => 0,
     max_attempts => 7, give_up_after => '1 mon', fatal_statuses => '{400,422}', max_blocked => 20, response_kept => 0, network => 'private', ports => '{8443}',
+    format => 'batch', batch_size => 10, batch_bytes => 2048, batch_linger => '1 s', rate_limit => 0.1, breaker_threshold => 0, breaker_probe => '1 h', disable_after => '0',
+    ca => '-----BEGIN CERTIFICATE-----',
     labels => '{"team": "billing"}', description => 'invoices', secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw') IS NOT NULL AS made;
 SELECT kind, url, tenant, types, ordering, on_dead, network, ports, max_in_flight, timeout, connect_timeout, retry_base, retry_factor, retry_max, retry_jitter, max_attempts,
-       give_up_after, fatal_statuses, max_blocked, response_kept, labels, description, start_snapshot, outbox._event_time(start_after) = '2026-01-02 03:04:05.678+00' AS starts_then
+       give_up_after, fatal_statuses, max_blocked, response_kept, format, batch_size, batch_bytes, batch_linger, rate_limit, breaker_threshold, breaker_probe, breaker_max,
+       disable_after, ca, labels, description, start_snapshot, outbox._event_time(start_after) = '2026-01-02 03:04:05.678+00' AS starts_then
   FROM outbox.subscription WHERE name = 'full';
 \x off
 \pset format unaligned
@@ -76,7 +80,9 @@ SELECT left(option, 60), pg_temp.refusal(format('SELECT outbox.subscribe(%L, %L,
                     'retry_base => ''0''', 'retry_base => ''-1 s''', 'retry_base => ''5 h'', retry_max => ''4 h''', 'retry_max => ''31 days''', 'retry_factor => 0.5', 'retry_factor => ''NaN''',
                     'retry_jitter => 1.5', 'retry_jitter => -0.1', 'max_attempts => 0', 'max_attempts => 1001', 'give_up_after => ''1 s''', 'give_up_after => ''-1 s''', 'give_up_after => ''2 years''',
                     'fatal_statuses => ''{200}''', 'fatal_statuses => ''{429}''', 'fatal_statuses => ''{410}''', 'fatal_statuses => ''{NULL}''', 'fatal_statuses => ''{{400},{401}}''',
-                    'max_blocked => 0', 'response_kept => 65537', 'ports => ''{}''', 'ports => ''{0}''', 'ports => ''{443,NULL}''', 'ports => ''{80}''',
+                    'max_blocked => 0', 'response_kept => 65537', 'format => ''xml''', 'batch_size => 0', 'batch_size => 10001', 'batch_bytes => 1023', 'batch_bytes => 16777217',
+                    'batch_linger => ''11 s''', 'rate_limit => 0', 'rate_limit => ''NaN''', 'rate_limit => 1000001', 'breaker_threshold => -1', 'breaker_probe => ''0''', 'breaker_probe => ''1 h'', breaker_max => ''1 min''',
+                    'breaker_max => ''31 days''', 'disable_after => ''1 ms''', 'disable_after => ''-1 s''', 'ca => ''x''', format('ca => %L', repeat('-----BEGIN CERTIFICATE-----', 2500)), 'ports => ''{}''', 'ports => ''{0}''', 'ports => ''{443,NULL}''', 'ports => ''{80}''',
                     'tenant => ''''', format('tenant => %L', repeat('x', 129)), 'labels => ''[]''', format('labels => %L', json_build_object('x', repeat('x', 8192))), 'secret => ''secret''',
                     'secret => ''whsec_AAAA''', 'secret => ''whsec_!!!!''', 'secret => ''whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS''', format('description => %L', repeat('x', 8193))]) AS option;
 SELECT option, left(pg_temp.refusal(format('SELECT outbox.subscribe(%L, %L, %s)', 'x', 'https://example.com/', option)), 5)
@@ -90,8 +96,8 @@ SELECT left(option, 60), pg_temp.refusal(format('SELECT outbox.subscribe(%L, %L,
 SELECT outbox.alter_subscription('plain', timeout => '20 s', description => 'changed');
 SELECT url, types, timeout, connect_timeout, description FROM outbox.subscription WHERE name = 'plain';
 SELECT count(*) FROM outbox.subscription_match;
-SELECT outbox.alter_subscription('full', reset => '{timeout,connect_timeout,retry_base,retry_max,network,labels,description}', max_in_flight => 4);
-SELECT timeout, connect_timeout, retry_base, retry_max, network, labels, description, max_in_flight FROM outbox.subscription WHERE name = 'full';
+SELECT outbox.alter_subscription('full', reset => '{timeout,connect_timeout,retry_base,retry_max,network,labels,description,rate_limit,ca,format}', max_in_flight => 4);
+SELECT rate_limit, ca, format, batch_size, timeout, connect_timeout, retry_base, retry_max, network, labels, description, max_in_flight FROM outbox.subscription WHERE name = 'full';
 SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('full', reset => '{ports}')$$);
 SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('full', reset => '{url}')$$);
 SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('full', reset => '{NULL}')$$);
