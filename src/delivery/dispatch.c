@@ -336,22 +336,18 @@ outbox_dispatch_next(int max_in_flight, TimestampTz now)
 
 	while (total_in_flight < max_in_flight && (lane = outbox_lane_next()) != NULL)
 	{
-		OutboxItem *item = dlist_container(OutboxItem, queue, dlist_pop_head_node(&lane->ready));
+		OutboxItem *item = dlist_head_element(OutboxItem, queue, &lane->ready);
 
 		if (item->logged == NULL)
 		{
+			dlist_delete(&item->queue);
 			item->state = OUTBOX_ITEM_FETCHING;
 			lane->fetching++;
 			dlist_push_tail(&to_fetch, &item->queue);
 			outbox_lane_enlist(lane);
 			continue;
 		}
-		item->state = OUTBOX_ITEM_IN_FLIGHT;
-		item->subscription = outbox_subscription_pin(lane->subscription);
-		item->started_at = now;
-		if (item->first_at == 0)
-			item->first_at = now;
-		lane->in_flight++;
+		outbox_item_fly(item, now);
 		total_in_flight++;
 		outbox_lane_enlist(lane);
 		return item;
@@ -371,7 +367,7 @@ retry(OutboxItem *item, const OutboxExchange *exchange, TimestampTz at)
 	OutboxLane *lane = item->lane;
 
 	item->next_at = at;
-	outbox_item_retry(item);
+	outbox_item_land(item);
 	if (item->row)
 	{
 		outbox_item_note(item, OUTBOX_ROW_RETRYING, exchange, NULL, true);
@@ -392,8 +388,8 @@ die_letter(OutboxItem *item, const OutboxExchange *exchange, const char *reason)
 		outbox_item_finish(item);
 		return;
 	}
-	item->state = OUTBOX_ITEM_HELD;
 	item->dead = true;
+	outbox_item_land(item);
 	if (item->row)
 	{
 		outbox_item_note(item, OUTBOX_ROW_DEAD, exchange, reason, true);
@@ -413,7 +409,7 @@ disable(OutboxItem *item, const OutboxExchange *exchange)
 	lane->disabled = true;
 	outbox_lane_delist(lane);
 	outbox_ledger_disable(lane->subscription->id, "410 Gone: the endpoint says that it is gone for good");
-	outbox_item_ready(item, true);
+	outbox_item_land(item);
 	if (item->row)
 		outbox_item_note(item, OUTBOX_ROW_RETRYING, exchange, NULL, true);
 }

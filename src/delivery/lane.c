@@ -2,7 +2,7 @@
  * Lanes and items: who waits for what.
  *
  * A lane is a subscription at work; an item is one event for it that is not done.  Guarantees: of the items of a key of a lane with ordering = key only the oldest
- * is ever ready, in flight or waiting for a retry; an item that the cursor may pass is done or has a row in the ledger; what a lane holds beside its exceptions is bounded in events
+ * is ever ready or waiting for a retry, and only while none is in flight; those in flight left together, the oldest first; an item that the cursor may pass is done or has a row in the ledger; what a lane holds beside its exceptions is bounded in events
  * and bytes.
  *
  * An item is "overtaken" when a later one is done: the cursor would have to stay before it, and a restart would repeat the later one; so it gets a row.  It is "settled" for a lane that reads
@@ -28,7 +28,7 @@
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
 #define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
 
-/* The items of one key of one lane, oldest first; only the first may be sent. */
+/* The items of one key of one lane, oldest first.  Only the first may leave, and others with it, in one request or lease; then all wait until the last of those is back. */
 typedef struct KeyId
 {
 	uint64		hash;
@@ -40,6 +40,7 @@ typedef struct KeyQueue
 {
 	KeyId		id;
 	dlist_head	items;
+	int			in_flight;
 } KeyQueue;
 
 /* An exception: an item with a delivery row. */
@@ -356,7 +357,10 @@ key_queue(const OutboxItem *item, bool create)
 
 	queue = hash_search(keys, &id, create ? HASH_ENTER : HASH_FIND, &found);
 	if (create && !found)
+	{
 		dlist_init(&queue->items);
+		queue->in_flight = 0;
+	}
 	return queue;
 }
 
@@ -395,26 +399,80 @@ wait_no_longer(OutboxItem *item)
 		outbox_item_ready(item, true);
 }
 
-/* A key's first item is gone: the next one may go, when its time has come. */
+/* The first of a key may go, when its time has come, unless one is still in flight. */
+static void
+advance_key(KeyQueue *queue)
+{
+	OutboxItem *first = dlist_head_element(OutboxItem, key_node, &queue->items);
+
+	if (queue->in_flight == 0 && first->state == OUTBOX_ITEM_WAITING)
+		wait_no_longer(first);
+}
+
 static void
 leave_key(OutboxItem *item)
 {
 	KeyQueue   *queue;
-	bool		was_first;
 
 	if (!item->keyed)
 		return;
 	queue = key_queue(item, false);
-	was_first = dlist_head_node(&queue->items) == &item->key_node;
 	dlist_delete(&item->key_node);
 	item->keyed = false;
+	if (item->state == OUTBOX_ITEM_IN_FLIGHT)
+		queue->in_flight--;
 	if (dlist_is_empty(&queue->items))
-	{
 		hash_search(keys, &queue->id, HASH_REMOVE, NULL);
-		return;
+	else
+		advance_key(queue);
+}
+
+void
+outbox_item_fly(OutboxItem *item, TimestampTz now)
+{
+	OutboxLane *lane = item->lane;
+
+	if (item->state == OUTBOX_ITEM_READY)
+		dlist_delete(&item->queue);
+	item->state = OUTBOX_ITEM_IN_FLIGHT;
+	item->subscription = outbox_subscription_pin(lane->subscription);
+	item->started_at = now;
+	if (item->first_at == 0)
+		item->first_at = now;
+	lane->in_flight++;
+	if (item->keyed)
+		key_queue(item, false)->in_flight++;
+}
+
+OutboxItem *
+outbox_item_follower(OutboxItem *item)
+{
+	KeyQueue   *queue;
+	OutboxItem *next;
+
+	if (!item->keyed)
+		return NULL;
+	queue = key_queue(item, false);
+	if (!dlist_has_next(&queue->items, &item->key_node))
+		return NULL;
+	next = dlist_container(OutboxItem, key_node, dlist_next_node(&queue->items, &item->key_node));
+	return next->state == OUTBOX_ITEM_WAITING && !next->dead && next->next_at == 0 ? next : NULL;
+}
+
+void
+outbox_item_land(OutboxItem *item)
+{
+	Assert(item->state == OUTBOX_ITEM_IN_FLIGHT);
+	item->state = OUTBOX_ITEM_WAITING;
+	if (item->keyed)
+	{
+		KeyQueue   *queue = key_queue(item, false);
+
+		queue->in_flight--;
+		advance_key(queue);
 	}
-	if (was_first)
-		wait_no_longer(dlist_head_element(OutboxItem, key_node, &queue->items));
+	else
+		wait_no_longer(item);
 }
 
 void
@@ -642,7 +700,7 @@ pass(OutboxItem *item)
 			outbox_item_make_row(item, OUTBOX_ROW_SENDING, NULL, NULL);
 			break;
 		case OUTBOX_ITEM_WAITING:
-			outbox_item_make_row(item, OUTBOX_ROW_BLOCKED, NULL, NULL);
+			outbox_item_make_row(item, item->next_at == 0 ? OUTBOX_ROW_BLOCKED : OUTBOX_ROW_RETRYING, NULL, NULL);
 			break;
 		case OUTBOX_ITEM_READY:
 		case OUTBOX_ITEM_FETCHING:
@@ -765,6 +823,8 @@ drop_key(OutboxItem *item)
 	queue = key_queue(item, false);
 	dlist_delete(&item->key_node);
 	item->keyed = false;
+	if (item->state == OUTBOX_ITEM_IN_FLIGHT)
+		queue->in_flight--;
 	if (dlist_is_empty(&queue->items))
 		hash_search(keys, &queue->id, HASH_REMOVE, NULL);
 	if (item->state == OUTBOX_ITEM_WAITING)

@@ -15,8 +15,8 @@ typedef enum OutboxItemState
 {
 	OUTBOX_ITEM_READY,			/* → IN_FLIGHT (→ FETCHING first when its event is not in memory) */
 	OUTBOX_ITEM_FETCHING,		/* → READY, or gone */
-	OUTBOX_ITEM_WAITING,		/* behind another item of its key → READY */
-	OUTBOX_ITEM_IN_FLIGHT,		/* → done, RETRY, HELD, READY (the subscription was disabled by the answer) */
+	OUTBOX_ITEM_WAITING,		/* behind another item of its key → READY, RETRY, HELD; or IN_FLIGHT together with that one */
+	OUTBOX_ITEM_IN_FLIGHT,		/* → done, or back: WAITING, RETRY, HELD, READY (the subscription was disabled by the answer) */
 	OUTBOX_ITEM_RETRY,			/* until due → READY */
 	OUTBOX_ITEM_HELD			/* dead, and holds back its key until an operator decides */
 } OutboxItemState;
@@ -151,6 +151,14 @@ extern void outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index);
 
 extern void outbox_item_ready(OutboxItem *item, bool first);
 extern void outbox_item_retry(OutboxItem *item);
+
+/*
+ * Leaves, ready or as the follower of one that leaves in the same request or lease: the next of its key that may go along, or NULL (its event may have to be fetched).  And comes
+ * back undone: what `dead` and next_at say, as soon as nothing of its key is in flight.
+ */
+extern void outbox_item_fly(OutboxItem *item, TimestampTz now);
+extern OutboxItem *outbox_item_follower(OutboxItem *item);
+extern void outbox_item_land(OutboxItem *item);
 
 /* Retries that are due become ready.  When the next one will be due; DT_NOEND: none waits. */
 extern void outbox_item_due(TimestampTz now);
