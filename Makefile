@@ -7,6 +7,8 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" outbox.contro
 MODULE_big = outbox
 OBJS = \
 	src/bell.o \
+	src/capture.o \
+	src/capture_arguments.o \
 	src/catalog.o \
 	src/copies.o \
 	src/enqueue.o \

@@ -455,6 +455,13 @@ COMMENT ON FUNCTION outbox.enqueue_many(jsonb) IS
 CREATE FUNCTION outbox._new_event() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_new_event';
 COMMENT ON FUNCTION outbox._new_event() IS 'INSERT into the view new_event becomes enqueue()';
 
+CREATE FUNCTION outbox._capture() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_captured_change';
+COMMENT ON FUNCTION outbox._capture() IS
+'A change of a captured table becomes an event. Its triggers are made by capture(): their arguments are the type; the number of key columns and their names; the number of columns, or *, and their names.';
+
+CREATE FUNCTION outbox._check_capture_type(type text) RETURNS void LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_capture_type';
+COMMENT ON FUNCTION outbox._check_capture_type(text) IS 'Refuses what cannot be the type of captured changes (22023); a last word * stands for the operation';
+
 CREATE FUNCTION outbox._refuse_event_change() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_refuse_event_change';
 COMMENT ON FUNCTION outbox._refuse_event_change() IS 'Refuses to change the event log by hand (55000), with a hint';
 
@@ -577,6 +584,169 @@ ALTER TABLE outbox.subscription       ENABLE ALWAYS TRIGGER changed;   -- also i
 ALTER TABLE outbox.subscription_match ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE outbox.secret             ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE outbox.delivery           ENABLE ALWAYS TRIGGER changed;
+
+-- ===== capturing =========================================================================================================
+
+-- A capture is two triggers on the user's table, made and dropped with the caller's own rights; what it captures stands in their arguments. When columns are renamed or dropped, the
+-- library changes the arguments (src/capture_arguments.c).
+
+CREATE FUNCTION outbox._check_capture_columns(source regclass, columns name[], role text) RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    one   name;
+    state "char";
+    seen  name[] := '{}';
+BEGIN
+    FOREACH one IN ARRAY _check_capture_columns.columns LOOP
+        SELECT a.attgenerated INTO state FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = one AND a.attnum > 0 AND NOT a.attisdropped;
+        IF one IS NULL THEN
+            RAISE null_value_not_allowed USING MESSAGE = format('%s of a capture must not contain null', role),
+                DETAIL = 'Each element is the name of a column.', HINT = 'Leave it out.';
+        ELSIF NOT FOUND THEN
+            RAISE undefined_column USING MESSAGE = format('column "%s" of table %s does not exist', one, source),
+                DETAIL = format('It is among the %s. System columns cannot be captured.', role),
+                HINT = CASE WHEN one = '*' THEN 'The array with nothing but *, ''{*}'', stands for all columns.' ELSE 'See \d for the names; they are case-sensitive here.' END;
+        ELSIF state = 'v' THEN
+            RAISE feature_not_supported USING MESSAGE = format('column "%s" of table %s is virtual', one, source),
+                DETAIL = 'It is computed when it is read: triggers do not see its value.', HINT = 'Capture the columns that it is computed from.';
+        ELSIF one = ANY (seen) THEN
+            RAISE duplicate_column USING MESSAGE = format('column "%s" is named twice', one), DETAIL = format('It is among the %s.', role), HINT = 'Name it once.';
+        END IF;
+        seen := seen || one;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_capture_columns(regclass, name[], text) IS 'Refuses what are not different columns of the table with a stored value (42703, 42701, 22004, 0A000)';
+
+-- What may be captured, and by whom: its owner, who may read all of it and let others read it.
+CREATE FUNCTION outbox._check_capture_source(source regclass) RETURNS pg_class LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    relation pg_class;
+    what     text;
+BEGIN
+    SELECT c.* INTO relation FROM pg_class AS c WHERE c.oid = source;
+    IF source IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'source of a capture must not be null', DETAIL = 'It is the table.', HINT = 'Give one.';
+    ELSIF NOT FOUND THEN
+        RAISE undefined_table USING MESSAGE = 'table does not exist', DETAIL = format('No relation has the OID %s.', source::oid), HINT = 'Give the name of a table.';
+    ELSIF NOT pg_has_role(relation.relowner, 'USAGE') THEN
+        RAISE insufficient_privilege USING MESSAGE = format('must be owner of table %s', source),
+            DETAIL = 'Whoever receives the events reads the table through them.', HINT = format('Act as %s, or as a member of that role.', pg_get_userbyid(relation.relowner));
+    END IF;
+
+    what := CASE WHEN relation.oid < 16384 OR relation.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) THEN 'belongs to the system'
+                 WHEN EXISTS (SELECT FROM pg_depend AS d JOIN pg_extension AS x ON x.oid = d.refobjid
+                               WHERE d.classid = 'pg_class'::regclass AND d.objid = source AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND x.extname = 'outbox')
+                      THEN 'belongs to outbox itself'
+                 WHEN relation.relkind = 'v' THEN 'is a view'
+                 WHEN relation.relkind = 'm' THEN 'is a materialized view'
+                 WHEN relation.relkind = 'f' THEN 'is a foreign table'
+                 WHEN relation.relkind NOT IN ('r', 'p') THEN 'is not a table'
+                 WHEN relation.relpersistence = 't' THEN 'is a temporary table' END;
+    IF what IS NOT NULL THEN
+        RAISE wrong_object_type USING MESSAGE = format('%s cannot be captured', source), DETAIL = format('It %s.', what),
+            HINT = CASE WHEN relation.relkind IN ('v', 'm') THEN 'Capture the tables that it reads.' ELSE 'Capture ordinary and partitioned tables.' END;
+    END IF;
+    RETURN relation;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_capture_source(regclass) IS 'Refuses what is not a table of the caller that can be captured (42501, 42809, 42P01, 22004)';
+
+CREATE FUNCTION outbox.capture(source regclass, columns name[], type text DEFAULT NULL, key_columns name[] DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    relation  pg_class := outbox._check_capture_source(capture.source);
+    name      text     := format('%I.%I', relation.relnamespace::regnamespace::name, relation.relname);
+    everything boolean := capture.columns = '{*}';
+    captured  regclass;
+BEGIN
+    EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', name);   -- as CREATE TRIGGER does
+    IF to_regclass(name) IS DISTINCT FROM source THEN
+        RAISE serialization_failure USING MESSAGE = format('table %s has been renamed meanwhile', name), DETAIL = 'Another transaction did so.', HINT = 'Try again.';
+    END IF;
+
+    SELECT t.tgrelid INTO captured FROM pg_trigger AS t
+     WHERE t.tgfoid = 'outbox._capture()'::regprocedure AND t.tgparentid = 0
+       AND (t.tgrelid = source OR t.tgrelid IN (SELECT a.relid FROM pg_partition_ancestors(source) AS a) OR t.tgrelid IN (SELECT p.relid FROM pg_partition_tree(source) AS p))
+     ORDER BY t.tgrelid <> source LIMIT 1;
+    IF FOUND THEN
+        RAISE duplicate_object USING MESSAGE = format('table %s is captured already', source),
+            DETAIL = CASE WHEN captured <> source THEN format('It has partitions in common with %s, which is captured.', captured) ELSE 'A table has one capture.' END,
+            HINT = format('To capture it anew, first call outbox.release(%L), best in the same transaction.', captured::text);
+    END IF;
+
+    IF columns IS NULL OR cardinality(columns) = 0 THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'columns of a capture must not be empty', DETAIL = 'What is not named is not captured.',
+            HINT = 'Name the columns that are meant for others, or ''{*}'' for all, also those added later.';
+    ELSIF NOT everything THEN
+        PERFORM outbox._check_capture_columns(source, columns, 'columns');
+    END IF;
+
+    IF key_columns IS NULL THEN
+        SELECT array_agg(a.attname ORDER BY k.place) INTO key_columns
+          FROM pg_index AS i CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (number, place) JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
+         WHERE i.indrelid = source AND i.indisprimary AND k.place <= i.indnkeyatts;
+        IF key_columns IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = format('table %s has no primary key', source), DETAIL = 'The key of its changes is what they are delivered in order by.',
+                HINT = 'Give key_columns; or key_columns => ''{}'', if order does not matter.';
+        END IF;
+    ELSIF cardinality(key_columns) > 32 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'key_columns of a capture must not be more than 32', DETAIL = format('They are %s.', cardinality(key_columns)), HINT = 'Name fewer.';
+    ELSE
+        PERFORM outbox._check_capture_columns(source, key_columns, 'key_columns');
+    END IF;
+
+    type := COALESCE(type, format('%s.%s.*', relation.relnamespace::regnamespace::name, relation.relname));
+    PERFORM outbox._check_capture_type(type);
+
+    EXECUTE format('CREATE TRIGGER outbox_capture AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION outbox._capture(%s)', name,
+        (SELECT string_agg(quote_literal(a.argument), ', ' ORDER BY a.place)
+           FROM unnest(ARRAY[type, cardinality(key_columns)::text] || key_columns::text[] || CASE WHEN everything THEN ARRAY['*'] ELSE cardinality(columns)::text || columns::text[] END)
+                WITH ORDINALITY AS a (argument, place)));
+    EXECUTE format('CREATE TRIGGER outbox_capture_truncate AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION outbox._capture(%L)', name, type);
+    EXECUTE format('COMMENT ON TRIGGER outbox_capture ON %s IS %L', name, 'Made by outbox.capture(): changes become events. See outbox.release().');
+    EXECUTE format('COMMENT ON TRIGGER outbox_capture_truncate ON %s IS %L', name, 'Made by outbox.capture(): TRUNCATE becomes an event. See outbox.release().');
+
+    IF relation.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = source) THEN
+        RAISE WARNING 'rows of tables that inherit from % are not captured', source
+            USING DETAIL = 'A trigger fires for the rows of its own table only; partitions are the exception.', HINT = 'Capture those tables too.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.capture(regclass, name[], text, name[]) IS
+'From now on each change of a row of the table records an event, in the same transaction: for that it gets two triggers, outbox_capture and outbox_capture_truncate.
+columns: what of the row is in the events; ''{*}'' for all columns, also those added later. An update that changes none of them, nor the key, records nothing.
+type: of the events; a last word * stands for insert, update, delete or truncate; default schema.table.*, as the names are now. key_columns: their text is the key, in which order changes are delivered;
+several make a JSON array; default: the primary key; ''{}'' for none. An update that changes the key has the new one.
+payload: {"op", "table", "old", "new", "changed", "old_key"}, each where it applies; values as to_jsonb() has them, times in UTC. Renamed columns are followed; dropped ones are left out from then on.
+The caller must own the table. Who writes to it needs no right to enqueue; if the event is refused (54000: too large), so is the change.
+Errors: 42501 not the owner; 42809 not an ordinary or partitioned table, temporary, or of the system; 42710 captured already; 42703, 42701 columns; 22023 type, or no primary key; 22004; 0A000.';
+
+CREATE FUNCTION outbox.release(source regclass) RETURNS void LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    root  regclass;
+    found integer := 0;
+    one   name;
+BEGIN
+    IF source IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'source of a capture must not be null', DETAIL = 'It is the table.', HINT = 'Give one.';
+    END IF;
+    FOR one IN SELECT t.tgname FROM pg_trigger AS t WHERE t.tgrelid = source AND t.tgfoid = 'outbox._capture()'::regprocedure AND t.tgparentid = 0 LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', one, source);
+        found := found + 1;
+    END LOOP;
+    IF found = 0 THEN
+        SELECT t.tgrelid INTO root FROM pg_trigger AS t
+         WHERE t.tgfoid = 'outbox._capture()'::regprocedure AND t.tgparentid = 0 AND t.tgrelid IN (SELECT a.relid FROM pg_partition_ancestors(source) AS a) LIMIT 1;
+        RAISE undefined_object USING MESSAGE = format('table %s is not captured', source),
+            DETAIL = CASE WHEN root IS NULL THEN 'It has no trigger of outbox.' ELSE format('It is a partition of %s, which is.', root) END,
+            HINT = CASE WHEN root IS NULL THEN 'See outbox.capture().' ELSE format('Call outbox.release(%L).', root::text) END;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.release(regclass) IS 'Ends the capture of a table: drops its triggers. What has been recorded stays. The caller must own the table. Errors: 42501 not the owner, 42704 not captured.';
 
 -- ===== subscribing =======================================================================================================
 
@@ -1810,6 +1980,12 @@ SET search_path = pg_catalog, pg_temp AS $$
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_many'),
         (0, 'INSERT',      'TABLE outbox.new_event'),
         (0, 'EXECUTE',     'FUNCTION outbox._refuse_replica'),
+        (0, 'EXECUTE',     'FUNCTION outbox.capture'),           -- of tables they own
+        (0, 'EXECUTE',     'FUNCTION outbox.release'),
+        (0, 'EXECUTE',     'FUNCTION outbox._capture'),          -- asked for when a trigger is created, not when it fires
+        (0, 'EXECUTE',     'FUNCTION outbox._check_capture_source'),
+        (0, 'EXECUTE',     'FUNCTION outbox._check_capture_columns'),
+        (0, 'EXECUTE',     'FUNCTION outbox._check_capture_type'),
         (0, 'SELECT (id)', 'TABLE outbox.new_event'),        -- for INSERT … RETURNING id
         (1, 'USAGE',       'SCHEMA outbox'),
         (1, 'SELECT',      'TABLE outbox.subscription_status'),
@@ -1877,7 +2053,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.grant_role(regrole, text) IS
-'Gives a role the rights of a kind. publisher: records events, and sees nothing. consumer: reads the status views and event_status(). manager: also subscribes, on the public network.
+'Gives a role the rights of a kind. publisher: records events, captures tables it owns, and sees nothing. consumer: reads the status views and event_status(). manager: also subscribes, on the public network.
 operator: also start, stop, maintenance, health, redrive, discard, the network option private, and reads events. Only superusers may call this. Errors: 22023 for an unknown kind.';
 
 CREATE FUNCTION outbox.revoke_role(role regrole, kind text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -13,6 +13,7 @@
 #include "bell.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "enqueue.h"
 #include "event_log.h"
 #include "executor/spi.h"
 #include "field.h"
@@ -42,6 +43,7 @@ typedef struct Arguments
 	bool		deliver_at;		/* was given */
 	bool		dedup_key;		/* was given */
 	text	   *tenant;
+	const char *table;			/* whose change it is, if that was captured: for errors */
 } Arguments;
 
 /* ---- checks ---- */
@@ -147,9 +149,11 @@ check_body(const Arguments *arguments)
 	if (size > (Size) outbox_max_payload * 1024)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("payload of an event is too large"),
+				 arguments->table == NULL ? errmsg("payload of an event is too large") :
+				 errmsg("change of captured table %s is too large for an event", arguments->table),
 				 errdetail("It has %zu bytes, of at most %d kB.", size, outbox_max_payload),
-				 errhint("Store large data elsewhere and send a reference, or increase outbox.max_payload.")));
+				 arguments->table == NULL ? errhint("Store large data elsewhere and send a reference, or increase outbox.max_payload.") :
+				 errhint("Capture the table without its large columns, or increase outbox.max_payload.")));
 	if (arguments->content_type != NULL &&
 		(VARSIZE_ANY_EXHDR(arguments->content_type) == 0 ||
 		 !outbox_field_value_valid(VARDATA_ANY(arguments->content_type), VARSIZE_ANY_EXHDR(arguments->content_type))))
@@ -168,8 +172,14 @@ check_tenant(const text *tenant)
 }
 
 static void
-check_key(const text *key)
+check_key(const text *key, const char *table)
 {
+	if (table != NULL && VARSIZE_ANY_EXHDR(key) > MAX_KEY)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key of a change of captured table %s is too long for an event", table),
+				 errdetail("It has %zu bytes, of at most %d.", (Size) VARSIZE_ANY_EXHDR(key), MAX_KEY),
+				 errhint("Capture the table with other key_columns.")));
 	check_not_empty(key, "key", "Leave it null for an event that is not ordered.");
 	check_size("key of an event is too long", VARSIZE_ANY_EXHDR(key), MAX_KEY, "Use a short identifier, or a hash, of what the event is about.");
 }
@@ -291,7 +301,7 @@ checked(const Arguments *arguments, bool reserved)
 	check_body(arguments);
 	refuse_unsupported(arguments);
 	if (event.key != NULL)
-		check_key(event.key);
+		check_key(event.key, arguments->table);
 	if (event.tenant != NULL)
 		check_tenant(event.tenant);
 	if (arguments->headers != NULL)
@@ -381,6 +391,23 @@ outbox_ping(PG_FUNCTION_ARGS)
 	arguments.type = cstring_to_text("outbox.ping");
 	arguments.payload = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(payload.data)));
 	PG_RETURN_UUID_P(append(&arguments, true));
+}
+
+/* ---- for other rooms ---- */
+
+void
+outbox_enqueue_check_type(const text *type)
+{
+	check_type(type, false);
+}
+
+void
+outbox_enqueue_change(const char *table, text *type, Jsonb *payload, text *key)
+{
+	Arguments	arguments = {.type = type, .payload = payload, .key = key, .table = table};
+
+	check_caller("a change of a captured table");
+	(void) append(&arguments, false);
 }
 
 /* ---- many at once ---- */

@@ -7,6 +7,7 @@
 #include "postgres.h"
 
 #include "bell.h"
+#include "capture_arguments.h"
 #include "copies.h"
 #include "fmgr.h"
 #include "launcher.h"
@@ -55,6 +56,7 @@ _PG_init(void)
 	shmem_startup_hook = shmem_startup;
 	outbox_bell_install();
 	outbox_yield_install();
+	outbox_capture_arguments_install();
 
 	/* pg_upgrade's servers deliver nothing, and are no copies */
 	if (IsBinaryUpgrade)
