@@ -405,27 +405,55 @@ COMMENT ON COLUMN outbox.operation.subscription IS 'The subscription, if one was
 COMMENT ON COLUMN outbox.operation.selector IS 'The arguments that were given';
 COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned';
 
--- Ranges that a subscription gave up because it was too far behind.
+-- Ranges that a subscription gave up because it was too far behind: the events that its new position has passed and its old one had not, without a row in delivery.
 CREATE TABLE outbox.gap (
-    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    subscription  text        NOT NULL,
-    at            timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    from_id       uuid,
-    to_id         uuid,
-    events        bigint,
-    reason        text        NOT NULL
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    subscription     text        NOT NULL,
+    at               timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    from_id          uuid,
+    to_id            uuid,
+    from_time        timestamptz,
+    to_time          timestamptz,
+    events           bigint,
+    reason           text        NOT NULL,
+    subscription_id  integer     NOT NULL,
+    epoch            bigint      NOT NULL,
+    base             pg_snapshot,              -- the old position, as in cursor and tick …
+    upper            pg_snapshot,
+    after            uuid,
+    until            pg_snapshot               -- … and what the tick of the new one sees
 );
+CREATE INDEX gap_subscription_id_idx ON outbox.gap (subscription_id);
 SELECT pg_catalog.pg_extension_config_dump('outbox.gap', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.gap_id_seq', '');
 
-COMMENT ON TABLE outbox.gap IS 'Ranges of the event log that a subscription gave up because it was too far behind';
+COMMENT ON TABLE outbox.gap IS 'Ranges of the event log that a subscription gave up because it was too far behind (outbox.max_backlog_age, outbox.max_backlog_size). Kept for outbox.dead_letter_retention, and while the log has events that old.';
 COMMENT ON COLUMN outbox.gap.id IS 'Number';
-COMMENT ON COLUMN outbox.gap.subscription IS 'Who gave it up';
+COMMENT ON COLUMN outbox.gap.subscription IS 'Who gave it up: its name then';
 COMMENT ON COLUMN outbox.gap.at IS 'When';
-COMMENT ON COLUMN outbox.gap.from_id IS 'The first event given up';
-COMMENT ON COLUMN outbox.gap.to_id IS 'The last event given up';
-COMMENT ON COLUMN outbox.gap.events IS 'How many, about';
-COMMENT ON COLUMN outbox.gap.reason IS 'Why';
+COMMENT ON COLUMN outbox.gap.from_id IS 'The first event given up, or (events is NULL) the last one before it; NULL: from the beginning of the log';
+COMMENT ON COLUMN outbox.gap.to_id IS 'No later event was given up; NULL: all that came with a restored dump';
+COMMENT ON COLUMN outbox.gap.from_time IS 'The instant in from_id';
+COMMENT ON COLUMN outbox.gap.to_time IS 'The instant in to_id';
+COMMENT ON COLUMN outbox.gap.events IS 'How many events of it were for the subscription; NULL: too many to count';
+COMMENT ON COLUMN outbox.gap.reason IS 'max_backlog_age or max_backlog_size';
+COMMENT ON COLUMN outbox.gap.subscription_id IS 'Who gave it up';
+COMMENT ON COLUMN outbox.gap.epoch IS 'The installation whose events were given up';
+COMMENT ON COLUMN outbox.gap.base IS 'What this snapshot sees was done before; NULL: nothing';
+COMMENT ON COLUMN outbox.gap.upper IS 'What this snapshot sees was done before, up to after';
+COMMENT ON COLUMN outbox.gap.after IS 'See upper';
+COMMENT ON COLUMN outbox.gap.until IS 'What this snapshot sees was given up, up to to_id; NULL: everything';
+
+-- When no delivery worker ran: an event does not age for the backlog bound meanwhile.
+CREATE TABLE outbox.outage (
+    epoch  bigint      NOT NULL,
+    began  timestamptz NOT NULL,
+    ended  timestamptz NOT NULL
+);
+COMMENT ON TABLE outbox.outage IS 'Times in which no delivery worker ran, as each worker found out at its start; they do not count for outbox.max_backlog_age. Of this server: a dump does not contain them';
+COMMENT ON COLUMN outbox.outage.epoch IS 'The installation';
+COMMENT ON COLUMN outbox.outage.began IS 'When the worker before recorded a cursor for the last time; -infinity: there was none';
+COMMENT ON COLUMN outbox.outage.ended IS 'When a worker started';
 
 -- ===== the library =======================================================================================================
 
@@ -778,7 +806,7 @@ BEGIN
     s.retry_max       := '4 h';
     s.retry_jitter    := 0.2;
     s.max_attempts    := 25;
-    s.give_up_after   := '72 h';
+    s.give_up_after   := LEAST('72 h', outbox._max_backlog_age());
     s.fatal_statuses  := '{}';
     s.max_blocked     := 10000;
     s.response_kept   := 1024;
@@ -916,6 +944,11 @@ BEGIN
     PERFORM outbox._check_number('max_attempts', s.max_attempts, 1, 1000);
     IF s.give_up_after <> '0'::interval THEN   -- 0: never
         PERFORM outbox._check_span('give_up_after', s.give_up_after, s.retry_base, '365 days');
+        -- one that was permitted once does not stand in the way of other changes
+        IF s.give_up_after > outbox._max_backlog_age() AND s.give_up_after IS DISTINCT FROM (SELECT t.give_up_after FROM outbox.subscription AS t WHERE t.id = s.id) THEN
+            PERFORM outbox._refuse_option('give_up_after', format('%s is longer than outbox.max_backlog_age, which is %s: what waits behind the event would be given up first.', s.give_up_after, outbox._max_backlog_age()),
+                                          'Choose a shorter time, or have outbox.max_backlog_age raised.');
+        END IF;
     END IF;
     PERFORM outbox._check_number('max_blocked', s.max_blocked, 1, 1000000);
     PERFORM outbox._check_number('response_kept', s.response_kept, 0, 65536);
@@ -986,6 +1019,19 @@ CREATE FUNCTION outbox._lowest_id(clock bigint) RETURNS uuid LANGUAGE sql IMMUTA
 SET search_path = pg_catalog, pg_temp
 RETURN overlay(lpad(to_hex(clock), 15, '0') || '8000000000000000' PLACING '7' FROM 13 FOR 0)::uuid;
 COMMENT ON FUNCTION outbox._lowest_id(bigint) IS 'The lowest event id with these clock bits';
+
+CREATE FUNCTION outbox._running_since(instant timestamptz) RETURNS interval LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT clock_timestamp() - instant - COALESCE(sum(LEAST(o.ended, clock_timestamp()) - GREATEST(o.began, instant)), '0')
+      FROM outbox.outage AS o WHERE o.epoch = outbox.epoch() AND o.ended > instant AND o.began < clock_timestamp()
+$$;
+COMMENT ON FUNCTION outbox._running_since(timestamptz) IS 'For how long there has been a delivery worker since an instant: the age of an event for the backlog bound';
+
+CREATE FUNCTION outbox._max_backlog_age() RETURNS interval LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+RETURN (SELECT CASE WHEN b.age > '0' THEN GREATEST(b.age, COALESCE(current_setting('outbox.event_retention', true), '3d')::interval) END
+          FROM (SELECT COALESCE(current_setting('outbox.max_backlog_age', true), '14d')::interval AS age) AS b);
+COMMENT ON FUNCTION outbox._max_backlog_age() IS 'outbox.max_backlog_age, at least outbox.event_retention; NULL: off';
 
 CREATE FUNCTION outbox._new_secret() RETURNS bytea LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -1444,7 +1490,7 @@ $$;
 COMMENT ON FUNCTION outbox._cursors(bigint) IS 'Where each subscription is, by what is committed';
 
 CREATE FUNCTION outbox._routing(id uuid)
-RETURNS TABLE (subscription_id integer, subscription text, elsewhere boolean, unmatched text, passed boolean) LANGUAGE sql STABLE
+RETURNS TABLE (subscription_id integer, subscription text, elsewhere boolean, unmatched text, passed boolean, gap bigint) LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     SELECT s.id, s.name, addressed.elsewhere,
            CASE WHEN s.start_epoch = e.epoch AND s.start_snapshot IS NOT NULL AND pg_visible_in_snapshot(e.xid, s.start_snapshot)
@@ -1459,7 +1505,15 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                     THEN format('its types are %s', rule.types)
            END,
            COALESCE(pg_visible_in_snapshot(e.xid, base.snapshot), false)
-           OR COALESCE(pg_visible_in_snapshot(e.xid, upper.snapshot) AND (c.base = c.tick OR e.id <= c.after), false)
+           OR COALESCE(pg_visible_in_snapshot(e.xid, upper.snapshot) AND (c.base = c.tick OR e.id <= c.after), false),
+           (SELECT g.id FROM outbox.gap AS g
+             WHERE g.subscription_id = s.id AND g.epoch = e.epoch
+               AND COALESCE(pg_visible_in_snapshot(e.xid, g.until) AND e.id <= g.to_id, g.until IS NULL)
+               AND NOT COALESCE(pg_visible_in_snapshot(e.xid, g.base), false)
+               AND NOT COALESCE(pg_visible_in_snapshot(e.xid, g.upper) AND e.id <= g.after, false)
+               -- a restored window is everything there is
+               AND NOT COALESCE(g.until IS NULL AND e.id <= g.after, false)
+             ORDER BY g.id DESC LIMIT 1)
       FROM outbox._find_event(_routing.id) AS e
      CROSS JOIN LATERAL outbox._cursors(e.epoch) AS c
       JOIN outbox.subscription AS s ON s.id = c.subscription_id
@@ -1474,7 +1528,8 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                                      ELSE COALESCE(rule.tenant <> e.tenant, rule.tenant IS NOT NULL) END AS elsewhere) AS addressed
 $$;
 COMMENT ON FUNCTION outbox._routing(uuid) IS
-'What becomes of an event, for every subscription. elsewhere: another tenant''s, or a ping for another subscription. unmatched: why it is not for this one, else NULL. passed: the committed cursor is past it';
+'What becomes of an event, for every subscription. elsewhere: another tenant''s, or a ping for another subscription. unmatched: why it is not for this one, else NULL. passed: the committed cursor is past it.
+gap: the range that it lies in, of those that the subscription gave up, else NULL';
 
 CREATE FUNCTION outbox.event_status(id uuid)
 RETURNS TABLE (subscription text, status text, attempts integer, last_status_code integer, last_error text, next_attempt_at timestamptz, delivered_at timestamptz)
@@ -1485,6 +1540,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                 WHEN d.status IS NOT NULL         THEN d.status
                 WHEN success.ended_at IS NOT NULL THEN 'delivered'
                 WHEN r.unmatched IS NOT NULL      THEN 'unmatched'
+                WHEN r.gap IS NOT NULL            THEN 'expired'
                 WHEN r.passed AND newest.attempt IS NOT NULL AND NOT logged.it_is THEN 'expired'
                 WHEN r.passed                     THEN 'delivered'
                 WHEN skipped.backlog              THEN 'discarded'
@@ -1510,7 +1566,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 $$;
 COMMENT ON FUNCTION outbox.event_status(uuid) IS
 'Where an event is, a row per subscription; none if the event does not exist (any more). status: pending, retrying, blocked (behind another event of its key), leased, delivered, dead,
-discarded, expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
+discarded, expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention; or it lies in a gap), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
 
 -- Qualified, so that it needs no search path, and queries can be planned through it.
 CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -1566,6 +1622,10 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
         SELECT d.ended_at, 7, d.status, d.subscription, CASE d.status WHEN 'dead' THEN format('given up: %s, after %s attempts', d.reason, d.attempts) ELSE 'by an operator' END
           FROM delivery AS d WHERE d.status IN ('dead', 'discarded')
         UNION ALL
+        SELECT g.at, 7, 'expired', r.subscription, format('given up: the subscription was past outbox.%s (gap %s)', g.reason, g.id)
+          FROM routing AS r JOIN outbox.gap AS g ON g.id = r.gap
+         WHERE r.unmatched IS NULL AND NOT EXISTS (SELECT FROM delivery AS d WHERE d.subscription_id = r.subscription_id)
+        UNION ALL
         SELECT now(), 8, CASE d.status WHEN 'retrying' THEN 'waiting' WHEN 'sending' THEN 'pending' ELSE d.status END, d.subscription,
                CASE d.status WHEN 'retrying' THEN format('for attempt %s, until %s', d.attempts + 1, d.next_attempt_at)
                              WHEN 'sending'  THEN 'the request is in flight'
@@ -1580,6 +1640,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                     ELSE 'its turn has not come, or the answer has not been recorded' END
           FROM outbox.event_status(trace.id) AS y JOIN outbox.subscription AS s ON s.name = y.subscription
          WHERE y.status <> 'unmatched'
+           AND NOT EXISTS (SELECT FROM routing AS r WHERE r.subscription_id = s.id AND r.gap IS NOT NULL)
            AND NOT EXISTS (SELECT FROM delivery AS d WHERE d.subscription_id = s.id)
            AND NOT EXISTS (SELECT FROM attempt AS a WHERE a.subscription_id = s.id AND a.outcome = 0)
     )
@@ -1808,6 +1869,26 @@ COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
 
 -- ===== health ============================================================================================================
 
+-- How near each subscription is to giving up the oldest full segment that waits for it: the rule of src/delivery/backlog.c.
+CREATE FUNCTION outbox._backlog(OUT subscription text, OUT age interval, OUT max_age interval, OUT bytes bigint, OUT max_bytes bigint, OUT share numeric)
+RETURNS SETOF record LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+    WITH segment AS MATERIALIZED (
+        SELECT g.*, outbox._running_since(outbox._event_time(g.last_id)) AS age,
+               outbox._event_time(g.last_id) <= now() - COALESCE(current_setting('outbox.event_retention', true), '3d')::interval AS expired
+          FROM outbox._segments() AS g WHERE g.last_id IS NOT NULL AND NOT g.is_current
+    )
+    SELECT b.*, round(GREATEST(extract(epoch FROM b.age) / NULLIF(extract(epoch FROM b.max_age), 0), b.bytes / NULLIF(b.max_bytes, 0)::numeric), 4)
+      FROM (SELECT s.name, max(g.age), outbox._max_backlog_age(), COALESCE(sum(g.bytes) FILTER (WHERE g.expired), 0)::bigint,
+                   pg_size_bytes(COALESCE(current_setting('outbox.max_backlog_size', true), '0'))
+              FROM outbox.subscription AS s
+              JOIN outbox._cursors(outbox.epoch()) AS c ON c.subscription_id = s.id
+              JOIN segment AS g ON NOT COALESCE(g.sealed AND (c.base >= g.seal_tick OR (c.tick >= g.seal_tick AND c.after >= g.last_id)), false)
+             GROUP BY s.name) AS b (name, age, max_age, bytes, max_bytes)
+$$;
+COMMENT ON FUNCTION outbox._backlog() IS
+'Subscriptions that hold full segments of the log: the age of the oldest of these and the bytes of those past outbox.event_retention, with their bounds (age: NULL is none, bytes: 0), and the larger share of a bound that is used up';
+
 CREATE FUNCTION outbox.health(thresholds jsonb DEFAULT '{}')
 RETURNS TABLE (check_name text, status text, subject text, value numeric, threshold numeric, detail text, action text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -1826,6 +1907,8 @@ DECLARE
         'oldest_undelivered',   '{"warning": 300,  "critical": 3600}'::jsonb,    -- seconds
         'log_size',             jsonb_build_object('warning', 12 * segment_size, 'critical', 15 * segment_size),   -- bytes, of 16 segments
         'log_pinned',           jsonb_build_object('warning', 4 * segment_size, 'critical', 12 * segment_size),    -- bytes
+        'backlog',              '{"warning": 0.5,  "critical": 1}'::jsonb,       -- share of outbox.max_backlog_age or outbox.max_backlog_size
+        'gaps',                 '{"warning": 1,    "critical": null}'::jsonb,    -- gaps of a day
         'oldest_prepared_xact', '{"warning": 600,  "critical": 3600}'::jsonb,    -- seconds
         'dead_letters',         '{"warning": 1,    "critical": 1000}'::jsonb,    -- dead letters
         'disabled',             '{"warning": 1,    "critical": null}'::jsonb,    -- subscriptions
@@ -1926,6 +2009,20 @@ BEGIN
                   FROM lag AS l WHERE blind IS NULL
                  ORDER BY 4 DESC, 3 LIMIT 1) AS heaviest
             UNION ALL
+            SELECT * FROM (
+                SELECT 9, 'backlog', max(b.subscription), COALESCE(max(b.share), 0),
+                       COALESCE(max(format('it holds full segments for %s of %s, %s of %s', justify_interval(date_trunc('second', b.age)), COALESCE(b.max_age::text, 'any time'), pg_size_pretty(b.bytes),
+                                           CASE WHEN b.max_bytes > 0 THEN pg_size_pretty(b.max_bytes) ELSE 'any size' END)), 'nobody holds full segments of the log'),
+                       'Repair its receiver, resume it, or unsubscribe it: beyond the bound its oldest events are given up.'
+                  FROM (SELECT * FROM outbox._backlog() AS x ORDER BY x.share DESC NULLS LAST, x.subscription LIMIT 1) AS b) AS nearest WHERE blind IS NULL
+            UNION ALL
+            SELECT * FROM (
+                SELECT 9, 'gaps', (SELECT string_agg(x.name, ', ' ORDER BY x.name) FROM (SELECT DISTINCT s.name FROM outbox.gap AS o JOIN outbox.subscription AS s ON s.id = o.subscription_id
+                                                                                        WHERE o.at > now() - interval '1 day' ORDER BY s.name LIMIT 5) AS x),
+                       count(*), 'ranges of events that were given up in the last day',
+                       'See outbox.gap. What is still in the log can be sent by outbox.replay().'
+                  FROM outbox.gap AS g WHERE g.at > now() - interval '1 day' AND EXISTS (SELECT FROM outbox.subscription AS s WHERE s.id = g.subscription_id)) AS gaps
+            UNION ALL
             SELECT 10, 'oldest_prepared_xact', (SELECT p.gid FROM pg_prepared_xacts AS p WHERE p.database = current_database() ORDER BY p.prepared LIMIT 1),
                    (SELECT COALESCE(round(max(EXTRACT(epoch FROM clock_timestamp() - p.prepared)), 1), 0) FROM pg_prepared_xacts AS p WHERE p.database = current_database()),
                    'seconds since the oldest prepared transaction of this database was prepared; its events wait, and so does its segment',
@@ -1946,7 +2043,7 @@ BEGIN
           ) AS m
          CROSS JOIN LATERAL (SELECT (l.limits ->> 'warning')::numeric AS warning, (l.limits ->> 'critical')::numeric AS critical
                                FROM (SELECT (usual -> m.check_name) || COALESCE(health.thresholds -> m.check_name, '{}') AS limits) AS l) AS t
-         ORDER BY m.rank
+         ORDER BY m.rank, m.check_name
     LOOP
         check_name := seen.check_name;
         status     := CASE WHEN seen.value >= seen.critical THEN 'critical' WHEN seen.value >= seen.warning THEN 'warning' ELSE 'ok' END;
@@ -1962,7 +2059,7 @@ $$;
 COMMENT ON FUNCTION outbox.health(jsonb) IS
 'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
 Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
-log_size, log_pinned (bytes); dead_letters, disabled (how many). Without the preloaded library only preload and what the tables tell are checked.
+log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled (how many). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
 -- ===== rights ============================================================================================================

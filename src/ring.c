@@ -582,6 +582,40 @@ retire(Round *round, int segment)
 	}
 }
 
+static int
+compare_full(const void *a, const void *b)
+{
+	return memcmp(&((const OutboxFullSegment *) a)->newest, &((const OutboxFullSegment *) b)->newest, sizeof(pg_uuid_t));
+}
+
+int
+outbox_ring_full(OutboxFullSegment segments[OUTBOX_SEGMENTS])
+{
+	OutboxCatalog catalog = *outbox_catalog_required();
+	OutboxDatabase *database = outbox_bell_database(catalog.extension);
+	uint32		current = pg_atomic_read_u32(&database->current);
+	TimestampTz expired_at = GetCurrentTimestamp() - outbox_event_retention * USECS_PER_SEC;
+	int			n = 0;
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		OutboxFullSegment *segment = &segments[n];
+		Relation	heap;
+
+		if (i == current || !is_sealed(database, i, &segment->seal_tick) || (heap = open_at_once(catalog.segments[i])) == NULL)
+			continue;
+		if (RelationGetNumberOfBlocks(heap) > 0 && outbox_segment_edge(heap, BackwardScanDirection, false, &segment->newest))
+		{
+			segment->bytes = table_bytes(heap);
+			segment->expired = outbox_event_id_time(&segment->newest) <= expired_at;
+			n++;
+		}
+		table_close(heap, AccessShareLock);
+	}
+	qsort(segments, n, sizeof(OutboxFullSegment), compare_full);
+	return n;
+}
+
 /* ---- what else has expired ---- */
 
 /* Rows that somebody has locked are left for another time. */
@@ -594,6 +628,12 @@ static const char delete_expired[] =
 "DELETE FROM outbox.delivery WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM outbox.delivery AS d"
 " WHERE d.status IN ('dead', 'discarded') AND d.ended_at <= $1 AND NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = d.event_id)"
 " LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
+/* While one of its events can be asked about the gap must stay, likewise. */
+static const char delete_gaps[] =
+"DELETE FROM outbox.gap WHERE ctid = ANY (ARRAY(SELECT g.ctid FROM outbox.gap AS g"
+" WHERE g.at <= $1 AND NOT EXISTS (SELECT FROM outbox.event AS e WHERE g.to_id IS NULL OR e.id <= g.to_id)"
+" AND NOT EXISTS (SELECT FROM outbox.kept_event AS k WHERE g.to_id IS NULL OR k.id <= g.to_id) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 static const char delete_kept[] =
 "DELETE FROM outbox.kept_event WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.kept_event AS k"
@@ -635,7 +675,7 @@ delete_rows(Round *round, const char *statement, const char *what)
 {
 	Oid			types[] = {TIMESTAMPTZOID};
 	Datum		values[] = {TimestampTzGetDatum(round->now - outbox_dead_letter_retention * USECS_PER_SEC)};
-	uint64		deleted = execute(statement, statement == delete_expired ? 1 : 0, types, values);
+	uint64		deleted = execute(statement, statement == delete_expired || statement == delete_gaps ? 1 : 0, types, values);
 
 	if (deleted > 0)
 		report(round, "deleted", -1, deleted, what);
@@ -757,7 +797,10 @@ run_round(Round *round)
 
 		delete_rows(round, delete_ownerless, "deliveries whose subscription is gone");
 		if (readable)
+		{
 			delete_rows(round, delete_expired, "dead letters past outbox.dead_letter_retention");
+			delete_rows(round, delete_gaps, "gaps past outbox.dead_letter_retention");
+		}
 		delete_rows(round, delete_kept, "kept events that no delivery points to any more");
 		if (readable)
 			delete_rows(round, delete_matches, "matching rules that no event is old enough for");

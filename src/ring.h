@@ -6,6 +6,9 @@
 
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+#include "utils/uuid.h"
+
+#include "bell.h"
 
 typedef struct OutboxMaintenance
 {
@@ -20,6 +23,18 @@ typedef struct OutboxMaintenance
  * expired.  Never waits for a lock.  Returns what it did, a list of palloc'd OutboxMaintenance.  Raises in transaction blocks and above READ COMMITTED.
  */
 extern PGDLLEXPORT List *outbox_ring_maintain(void);
+
+/* A segment that is full: sealed, not current, not empty; and what its retirement depends on. */
+typedef struct OutboxFullSegment
+{
+	uint64		seal_tick;
+	pg_uuid_t	newest;
+	int64		bytes;
+	bool		expired;		/* outbox.event_retention is over for all of it: only its readers keep it */
+} OutboxFullSegment;
+
+/* The full segments, in the order of their newest events, as far as they can be looked at without waiting; how many. */
+extern PGDLLEXPORT int outbox_ring_full(OutboxFullSegment segments[OUTBOX_SEGMENTS]);
 
 /* Empties these tables, all or none; false, and nothing done, if one of them or of what belongs to them is locked. */
 extern PGDLLEXPORT bool outbox_ring_truncate(const Oid *tables, int n);

@@ -19,6 +19,8 @@ PGDLLEXPORT int outbox_max_payload = 1024;
 PGDLLEXPORT int outbox_event_retention = 3 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_attempt_retention = 3 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_dead_letter_retention = 30 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_max_backlog_age = 14 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_max_backlog_size = 0;
 PGDLLEXPORT int outbox_segment_size = 1024 * 1024;
 PGDLLEXPORT int outbox_segment_age = 0;
 PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
@@ -93,6 +95,16 @@ define_retention(void)
 							NULL,
 							&outbox_dead_letter_retention, 30 * SECS_PER_DAY, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_backlog_age",
+							"Age beyond which a subscription gives up events that it has not got to yet.",
+							"Counts whole segments of the log that are full, and only time in which delivery was running. Zero means any age.",
+							&outbox_max_backlog_age, 14 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_backlog_size",
+							"Size of the event log that a subscription may hold back before it gives up its oldest events.",
+							"Counts whole segments of the log that are full and past outbox.event_retention. Zero means any size.",
+							&outbox_max_backlog_size, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.segment_size",
 							"Size of a segment of the event log beyond which the next one is used.",
 							NULL,

@@ -13,6 +13,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "backlog.h"
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
@@ -110,6 +111,7 @@ record(bool checkpoint, TimestampTz now)
 		{
 			if (outbox_cursors_turn())
 				full_state = true;
+			outbox_backlog_write();
 			write_cursors();
 			ForceSyncCommit();
 		}
@@ -140,6 +142,7 @@ record(bool checkpoint, TimestampTz now)
 	work->noted_at = outbox_ledger_pending() > 0 ? TimestampTzPlusMilliseconds(now, PUT_OFF_MS) : 0;
 	if (checkpoint)
 	{
+		outbox_backlog_committed();
 		forget_history();
 		full_state = false;
 		work->moved = false;

@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "backlog.h"
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
@@ -391,6 +392,7 @@ outbox_restore_start(void)
 		restore_positions();
 		outbox_restore_resync();
 		outbox_ledger_meet_matches(work->epoch, NULL);
+		outbox_backlog_started(work->epoch);
 	}
 	PopActiveSnapshot();
 	SPI_finish();

@@ -10,6 +10,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "backlog.h"
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
@@ -56,6 +57,7 @@ maintain_step(TimestampTz now)
 		!outbox_work_step(OUTBOX_STEP_MAINTAIN, now))
 		return;
 	maintained_at = now;
+	outbox_backlog_step();
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
 	{
 		ListCell   *cell;

@@ -36,7 +36,7 @@ SELECT kind, url, tenant, types, ordering, on_dead, network, ports, max_in_fligh
 \echo -- every option
 SELECT outbox.subscribe('full', 'https://hooks.example.com:8443/path?query=1', types => '{order.*,invoice.**}', tenant => 'acme', ordering => 'none', on_dead => 'block',
     starting => '2026-01-02 03:04:05.678+00', max_in_flight => 3, timeout => '1 min', connect_timeout => '10 s', retry_base => '1 day', retry_factor => 1.5, retry_max => '2 days', retry_jitter => 0,
-    max_attempts => 7, give_up_after => '1 mon', fatal_statuses => '{400,422}', max_blocked => 20, response_kept => 0, network => 'private', ports => '{8443}',
+    max_attempts => 7, give_up_after => '7 days', fatal_statuses => '{400,422}', max_blocked => 20, response_kept => 0, network => 'private', ports => '{8443}',
     format => 'batch', batch_size => 10, batch_bytes => 2048, batch_linger => '1 s', rate_limit => 0.1, breaker_threshold => 0, breaker_probe => '1 h', disable_after => '0',
     ca => '-----BEGIN CERTIFICATE-----',
     labels => '{"team": "billing"}', description => 'invoices', secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw') IS NOT NULL AS made;
@@ -78,7 +78,7 @@ SELECT left(option, 60), pg_temp.refusal(format('SELECT outbox.subscribe(%L, %L,
   FROM unnest(ARRAY['ordering => ''fifo''', 'on_dead => ''stop''', 'network => ''any''', 'starting => ''soon''', 'starting => ''infinity''', 'starting => ''1969-12-31 00:00+00''',
                     'max_in_flight => 0', 'max_in_flight => 1001', 'timeout => ''0''', 'timeout => ''11 min''', 'connect_timeout => ''16 s''', 'timeout => ''1 s'', connect_timeout => ''2 s''',
                     'retry_base => ''0''', 'retry_base => ''-1 s''', 'retry_base => ''5 h'', retry_max => ''4 h''', 'retry_max => ''31 days''', 'retry_factor => 0.5', 'retry_factor => ''NaN''',
-                    'retry_jitter => 1.5', 'retry_jitter => -0.1', 'max_attempts => 0', 'max_attempts => 1001', 'give_up_after => ''1 s''', 'give_up_after => ''-1 s''', 'give_up_after => ''2 years''',
+                    'retry_jitter => 1.5', 'retry_jitter => -0.1', 'max_attempts => 0', 'max_attempts => 1001', 'give_up_after => ''1 s''', 'give_up_after => ''-1 s''', 'give_up_after => ''2 years''', 'give_up_after => ''15 days''',
                     'fatal_statuses => ''{200}''', 'fatal_statuses => ''{429}''', 'fatal_statuses => ''{410}''', 'fatal_statuses => ''{NULL}''', 'fatal_statuses => ''{{400},{401}}''',
                     'max_blocked => 0', 'response_kept => 65537', 'format => ''xml''', 'batch_size => 0', 'batch_size => 10001', 'batch_bytes => 1023', 'batch_bytes => 16777217',
                     'batch_linger => ''11 s''', 'rate_limit => 0', 'rate_limit => ''NaN''', 'rate_limit => 1000001', 'breaker_threshold => -1', 'breaker_probe => ''0''', 'breaker_probe => ''1 h'', breaker_max => ''1 min''',

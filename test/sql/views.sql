@@ -37,6 +37,8 @@ SELECT outbox.enqueue('order.paid', '{"n": 5}') AS fifth \gset
 SELECT n, status FROM (VALUES (1, :'first'::uuid), (4, :'fourth'), (5, :'fifth')) AS e (n, id), outbox.event_status(id) WHERE subscription = 'invoices' ORDER BY n;
 
 \echo -- positions: a tick that has seen all, and one that had seen nothing of it
+DELETE FROM outbox.cursor;   -- a worker may have been here
+DELETE FROM outbox.tick;
 INSERT INTO outbox.tick_0 (tick, epoch, snapshot, next, clock, "offset", at)
 SELECT 1, outbox.epoch(), start_snapshot, start_next, start_clock, 1, now() FROM outbox.subscription WHERE name = 'all'
 UNION ALL
