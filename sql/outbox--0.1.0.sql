@@ -1150,7 +1150,7 @@ max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 
 retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h, or retry_base). retry_jitter: 0 to 1 (0.2).
 max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
 max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
-filter: what the payload must fulfil; not built yet. format: CloudEvents mode, binary, structured or batch (binary); structured and batch: not built yet.
+filter: what the payload must fulfil; not built yet. format: CloudEvents mode, binary, structured or batch (binary).
 batch_size: 1 to 10,000 events (100). batch_bytes: 1 kB to 16 MB (256 kB). batch_linger: how long a batch waits for more, 0 to 10 s (10 ms).
 rate_limit: requests per second, 0.001 to 1,000,000 (none). breaker_threshold: transient failures in a row that open the circuit breaker, 0 is never (10).
 breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s). breaker_max: longest time between probes, at most 30 d (10 min, or breaker_probe).

@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "batch.h"
 #include "dispatch.h"
 #include "event_id.h"
 
@@ -95,6 +96,7 @@ reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
 		lane->disabled = false;
 	if (unorder)
 		outbox_lane_unorder(lane);
+	outbox_batch_forget(lane);
 	if (outbox_lane_may_send(lane))
 		outbox_lane_enlist(lane);
 	else
@@ -348,8 +350,8 @@ outbox_dispatch_next(int max_in_flight, TimestampTz now)
 			continue;
 		}
 		outbox_item_fly(item, now);
+		lane->requests++;
 		total_in_flight++;
-		outbox_lane_enlist(lane);
 		return item;
 	}
 	return NULL;
@@ -399,19 +401,46 @@ die_letter(OutboxItem *item, const OutboxExchange *exchange, const char *reason)
 		outbox_item_make_row(item, OUTBOX_ROW_DEAD, exchange, reason);
 }
 
-/* 410: nothing more goes there until an operator says so; this event stays the next one, and has lost no attempt. */
+/* Behind another item of its key, which was in the same batch: whatever its outcome would mean, it has to wait. */
 static void
-disable(OutboxItem *item, const OutboxExchange *exchange)
+wait_again(OutboxItem *item, const OutboxExchange *exchange)
 {
-	OutboxLane *lane = item->lane;
+	item->next_at = 0;
+	outbox_item_land(item);
+	if (!item->row)
+		return;
+	outbox_item_note(item, OUTBOX_ROW_BLOCKED, exchange, NULL, true);
+	outbox_item_release(item);
+}
 
-	item->attempts--;
+/* Items that were in flight and have lost no attempt are the next ones again, in their order.  exchange: what their rows should tell; NULL: nothing new. */
+static void
+put_back(OutboxItem *const *items, int n, const OutboxExchange *exchange)
+{
+	for (int i = n - 1; i >= 0; i--)
+	{
+		OutboxItem *item = items[i];
+		bool		first = outbox_item_is_first(item);
+
+		if (item->withdrawn)
+		{
+			outbox_item_finish(item);
+			continue;
+		}
+		item->next_at = 0;
+		outbox_item_land(item);
+		if (item->row && exchange != NULL)
+			outbox_item_note(item, first ? OUTBOX_ROW_RETRYING : OUTBOX_ROW_BLOCKED, exchange, NULL, true);
+	}
+}
+
+/* 410: nothing more goes there until an operator says so. */
+static void
+disable(OutboxLane *lane)
+{
 	lane->disabled = true;
 	outbox_lane_delist(lane);
 	outbox_ledger_disable(lane->subscription->id, "410 Gone: the endpoint says that it is gone for good");
-	outbox_item_land(item);
-	if (item->row)
-		outbox_item_note(item, OUTBOX_ROW_RETRYING, exchange, NULL, true);
 }
 
 static void
@@ -430,52 +459,111 @@ tell(OutboxLane *lane, const OutboxExchange *exchange, TimestampTz now)
 	}
 }
 
-void
-outbox_dispatch_finished(OutboxItem *item, const OutboxExchange *exchange, TimestampTz now)
+/* What the outcome of its request means for one item; its attempt is counted. */
+static void
+conclude(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *verdict)
 {
 	OutboxLane *lane = item->lane;
-	OutboxVerdict verdict;
+
+	if (item->withdrawn)
+		outbox_item_finish(item);
+	else if (verdict->decision != OUTBOX_DONE && !outbox_item_is_first(item))
+		wait_again(item, exchange);
+	else if (verdict->decision == OUTBOX_RETRY)
+		retry(item, exchange, verdict->at);
+	else if (verdict->decision == OUTBOX_DEAD)
+		die_letter(item, exchange, verdict->reason);
+	else
+	{
+		if (item->row)
+			outbox_ledger_remove(lane->subscription->id, &item->id);
+		outbox_item_finish(item);
+	}
+}
+
+/* Each item of the request has its attempt in the log; of a split, all exchanges have the number of the attempt that goes on. */
+static void
+log_attempts(OutboxItem *const *items, int n, const OutboxExchange *exchange)
+{
+	for (int i = 0; i < n; i++)
+		outbox_ledger_attempt(items[i]->lane->subscription->id, &items[i]->id, items[i]->attempts + 1, items[i]->started_at, exchange, i > 0);
+}
+
+static bool
+any_is_wanted(OutboxItem *const *items, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (!items[i]->withdrawn)
+			return true;
+	}
+	return false;
+}
+
+/* The request is over: they are no longer part of one. */
+static void
+let_go(OutboxItem *const *items, int n)
+{
+	OutboxLane *lane = items[0]->lane;
 
 	total_in_flight--;
-	lane->in_flight--;
-	item->attempts++;
-	verdict = outbox_verdict(exchange->outcome, exchange->status, item->attempts, item->first_at, now,
-							 exchange->retry_after, pg_prng_double(&pg_global_prng_state), &item->subscription->retry);
-	outbox_subscription_unpin(item->subscription);
-	item->subscription = NULL;
+	lane->requests--;
+	for (int i = 0; i < n; i++)
+	{
+		lane->in_flight--;
+		lane->flying_bytes -= items[i]->size;
+		outbox_subscription_unpin(items[i]->subscription);
+		items[i]->subscription = NULL;
+	}
+}
 
+void
+outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *exchange, TimestampTz now)
+{
+	OutboxLane *lane = items[0]->lane;
+	OutboxSubscription *subscription = outbox_subscription_pin(items[0]->subscription);
+	double		dice = pg_prng_double(&pg_global_prng_state);
+	bool		splits;
+
+	lane->failures = exchange->outcome == OUTBOX_DELIVERED ? 0 : lane->failures + 1;
+	splits = outbox_batch_splits(items, n, exchange, now, dice);
+	let_go(items, n);
 	if (lane->dropped)
 	{
-		outbox_item_free(item);
+		for (int i = 0; i < n; i++)
+			outbox_item_free(items[i]);
 		if (lane->in_flight == 0)
 			outbox_lane_free(lane);
+		outbox_subscription_unpin(subscription);
 		return;
 	}
-	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange);
+
+	log_attempts(items, n, exchange);
 	tell(lane, exchange, now);
-	if (item->withdrawn)
+	if (exchange->outcome == OUTBOX_GONE)
 	{
-		outbox_item_finish(item);
-		outbox_lane_enlist(lane);
-		return;
+		if (any_is_wanted(items, n))
+			disable(lane);
+		put_back(items, n, exchange);
 	}
-	switch (verdict.decision)
+	else if (splits)
 	{
-		case OUTBOX_DONE:
-			if (item->row)
-				outbox_ledger_remove(lane->subscription->id, &item->id);
-			outbox_item_finish(item);
-			break;
-		case OUTBOX_RETRY:
-			retry(item, exchange, verdict.at);
-			break;
-		case OUTBOX_DEAD:
-			die_letter(item, exchange, verdict.reason);
-			break;
-		case OUTBOX_DISABLE:
-			disable(item, exchange);
-			break;
+		for (int i = 0; i < n; i++)
+			items[i]->together = (n + 1) / 2;
+		put_back(items, n, NULL);
 	}
+	else
+	{
+		for (int i = 0; i < n; i++)
+		{
+			OutboxItem *item = items[i];
+			OutboxVerdict verdict = outbox_verdict(exchange->outcome, exchange->status, ++item->attempts, item->first_at, now,
+												   exchange->retry_after, dice, &subscription->retry);
+
+			conclude(item, exchange, &verdict);
+		}
+	}
+	outbox_subscription_unpin(subscription);
 	outbox_lane_enlist(lane);
 }
 

@@ -37,12 +37,12 @@ extern void outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chun
 
 /* ---- out ---- */
 
-/* The next item to send, by turns, now IN_FLIGHT; NULL: nothing may be sent. */
+/* The next item to send, by turns, now IN_FLIGHT; NULL: nothing may be sent.  Its request may get more (batch.h); when it has all of them, the lane is to be enlisted again. */
 extern OutboxItem *outbox_dispatch_next(int max_in_flight, TimestampTz now);
 
-/* An attempt ended. */
-extern void outbox_dispatch_finished(OutboxItem *item, const OutboxExchange *exchange, TimestampTz now);
-extern int	outbox_dispatch_in_flight(void);
+/* A request ended, with these items in it, in their order. */
+extern void outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *exchange, TimestampTz now);
+extern int	outbox_dispatch_in_flight(void);	/* requests */
 
 /* ---- cursors and status ---- */
 

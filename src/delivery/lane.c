@@ -17,15 +17,18 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "batch.h"
 #include "lane.h"
 
 #define LANE_ROOM 1000			/* events a lane holds in memory, beside its exceptions … */
+#define LANE_ROOM_BATCHES 10000 /* … at most, if it needs more to fill its batches … */
 #define LANE_ROOM_CROWDED 64	/* … when all lanes together hold many */
 #define CROWD 50000
 #define LANE_BYTES ((Size) 4 * 1024 * 1024)
 #define CROWD_BYTES ((Size) 64 * 1024 * 1024)
 #define HEAD_PATIENCE_MS 50		/* how long the head waits for a full lane before it goes on without it */
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
+#define FETCH_FOR_BATCH 256		/* exceptions fetched for a batch at a time */
 #define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
 
 /* The items of one key of one lane, oldest first.  Only the first may leave, and others with it, in one request or lease; then all wait until the last of those is back. */
@@ -106,6 +109,7 @@ outbox_lane_init(OutboxDatabase *of)
 	old = MemoryContextSwitchTo(context);
 	due = pairingheap_allocate(compare_due, NULL);
 	MemoryContextSwitchTo(old);
+	outbox_batch_init(context);
 }
 
 /* ---- lanes ---- */
@@ -116,20 +120,45 @@ outbox_lane_may_send(const OutboxLane *lane)
 	return lane->subscription->active && !lane->disabled && !lane->dropped;
 }
 
-/* Puts a lane into the round if it has something to send and may. */
-void
-outbox_lane_enlist(OutboxLane *lane)
+/* Requests' places that are taken. What is fetched for a batch needs one for all. */
+static int
+places_taken(const OutboxLane *lane)
 {
-	if (lane->listed || !outbox_lane_may_send(lane) || dlist_is_empty(&lane->ready) ||
-		lane->in_flight + lane->fetching >= lane->subscription->max_in_flight)
+	int			fetching = lane->fetching;
+
+	if (lane->subscription->format == OUTBOX_FORMAT_BATCH)
+		fetching /= Min(lane->subscription->batch_size, FETCH_FOR_BATCH);
+	return lane->requests + fetching;
+}
+
+static bool
+may_be_listed(OutboxLane *lane)
+{
+	return !lane->listed && outbox_lane_may_send(lane) && !dlist_is_empty(&lane->ready) &&
+		places_taken(lane) < lane->subscription->max_in_flight;
+}
+
+void
+outbox_lane_enlist_ripe(OutboxLane *lane)
+{
+	if (!may_be_listed(lane))
 		return;
 	dlist_push_tail(&round_robin, &lane->round);
 	lane->listed = true;
 }
 
+/* Puts a lane into the round if it has something to send and may. */
+void
+outbox_lane_enlist(OutboxLane *lane)
+{
+	if (may_be_listed(lane) && !outbox_batch_waits(lane))
+		outbox_lane_enlist_ripe(lane);
+}
+
 void
 outbox_lane_delist(OutboxLane *lane)
 {
+	outbox_batch_forget(lane);
 	if (!lane->listed)
 		return;
 	dlist_delete(&lane->round);
@@ -164,9 +193,24 @@ is_crowded(void)
 }
 
 static int
-lane_room(void)
+lane_room(const OutboxLane *lane)
 {
-	return is_crowded() ? LANE_ROOM_CROWDED : LANE_ROOM;
+	const OutboxSubscription *subscription = lane->subscription;
+
+	if (is_crowded())
+		return LANE_ROOM_CROWDED;
+	if (subscription->format != OUTBOX_FORMAT_BATCH)
+		return LANE_ROOM;
+	/* what is in flight, and as much again */
+	return (int) Max(LANE_ROOM, Min((int64) subscription->batch_size * (subscription->max_in_flight + 1) * 2, LANE_ROOM_BATCHES));
+}
+
+static Size
+lane_bytes(const OutboxLane *lane)
+{
+	if (is_crowded())
+		return LANE_BYTES / 16;
+	return lane->subscription->format == OUTBOX_FORMAT_BATCH ? Max(LANE_BYTES, 2 * (Size) lane->subscription->batch_bytes) : LANE_BYTES;
 }
 
 /* One event always has room, however large. */
@@ -175,21 +219,21 @@ outbox_lane_has_room(const OutboxLane *lane)
 {
 	return outbox_lane_may_send(lane) && lane->n_rows < lane->subscription->max_blocked &&
 		(lane->n_outstanding == 0 ||
-		 (lane->n_outstanding < lane_room() && lane->outstanding_bytes < (is_crowded() ? LANE_BYTES / 16 : LANE_BYTES)));
+		 (lane->n_outstanding < lane_room(lane) && lane->outstanding_bytes < lane_bytes(lane)));
 }
 
 bool
 outbox_lane_is_hungry(const OutboxLane *lane)
 {
 	return !lane->at_head && lane->position.base != NULL && outbox_lane_has_room(lane) &&
-		lane->n_outstanding <= lane_room() / 2;
+		lane->n_outstanding <= lane_room(lane) / 2;
 }
 
 /* Keeps track of the lanes that the head should wait for. */
 static void
 watch_room(OutboxLane *lane)
 {
-	bool		tight = lane->at_head && lane->n_outstanding > lane_room() / 2;
+	bool		tight = lane->at_head && lane->n_outstanding > lane_room(lane) / 2;
 
 	if (tight == lane->tight)
 		return;
@@ -328,24 +372,31 @@ outbox_item_retry(OutboxItem *item)
 	pairingheap_add(due, &item->due);
 }
 
+static TimestampTz
+next_retry(void)
+{
+	if (pairingheap_is_empty(due))
+		return DT_NOEND;
+	return pairingheap_container(OutboxItem, due, pairingheap_first(due))->next_at;
+}
+
 void
 outbox_item_due(TimestampTz now)
 {
-	while (outbox_item_next_due() <= now)
+	while (next_retry() <= now)
 	{
 		OutboxItem *item = pairingheap_container(OutboxItem, due, pairingheap_remove_first(due));
 
 		item->next_at = 0;
 		outbox_item_ready(item, false);
 	}
+	outbox_batch_ripen(now);
 }
 
 TimestampTz
 outbox_item_next_due(void)
 {
-	if (pairingheap_is_empty(due))
-		return DT_NOEND;
-	return pairingheap_container(OutboxItem, due, pairingheap_first(due))->next_at;
+	return Min(next_retry(), outbox_batch_next_ripe());
 }
 
 static KeyQueue *
@@ -362,6 +413,12 @@ key_queue(const OutboxItem *item, bool create)
 		queue->in_flight = 0;
 	}
 	return queue;
+}
+
+bool
+outbox_item_is_first(const OutboxItem *item)
+{
+	return !item->keyed || dlist_head_node(&key_queue(item, false)->items) == &item->key_node;
 }
 
 /* Leaves whatever its state made it stand in. */
@@ -440,6 +497,7 @@ outbox_item_fly(OutboxItem *item, TimestampTz now)
 	if (item->first_at == 0)
 		item->first_at = now;
 	lane->in_flight++;
+	lane->flying_bytes += item->size;
 	if (item->keyed)
 		key_queue(item, false)->in_flight++;
 }
@@ -585,7 +643,11 @@ outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index)
 	if (join_key(item))
 		outbox_item_ready(item, false);
 	else
+	{
 		item->state = OUTBOX_ITEM_WAITING;
+		if (lane->lingers)
+			outbox_lane_enlist(lane);	/* it may fill the batch */
+	}
 }
 
 /* ---- exceptions: what lets the cursor pass ---- */

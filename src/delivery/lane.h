@@ -16,7 +16,7 @@ typedef enum OutboxItemState
 	OUTBOX_ITEM_READY,			/* → IN_FLIGHT (→ FETCHING first when its event is not in memory) */
 	OUTBOX_ITEM_FETCHING,		/* → READY, or gone */
 	OUTBOX_ITEM_WAITING,		/* behind another item of its key → READY, RETRY, HELD; or IN_FLIGHT together with that one */
-	OUTBOX_ITEM_IN_FLIGHT,		/* → done, or back: WAITING, RETRY, HELD, READY (the subscription was disabled by the answer) */
+	OUTBOX_ITEM_IN_FLIGHT,		/* → done, or back: WAITING, RETRY, HELD, READY (disabled by the answer, or a split batch) */
 	OUTBOX_ITEM_RETRY,			/* until due → READY */
 	OUTBOX_ITEM_HELD			/* dead, and holds back its key until an operator decides */
 } OutboxItemState;
@@ -38,6 +38,7 @@ typedef struct OutboxItem
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
 	int			attempts;
+	int			together;		/* the largest batch it may be part of, after a split; 0: not split */
 	TimestampTz entered_at;
 	TimestampTz started_at;		/* of the attempt in flight */
 	TimestampTz first_at;		/* of the first attempt; 0: none yet */
@@ -77,7 +78,10 @@ struct OutboxLane
 	int			n_outstanding;
 	Size		outstanding_bytes;
 	int			n_rows;
-	int			in_flight;
+	int			in_flight;		/* items … */
+	Size		flying_bytes;
+	int			requests;		/* … and the requests they are in */
+	int			failures;		/* requests that failed since one was delivered */
 	int			fetching;
 	dlist_head	outstanding;
 	dlist_head	ready;
@@ -86,6 +90,9 @@ struct OutboxLane
 	bool		tight;			/* at the head, with little room left */
 	TimestampTz tight_at;
 	dlist_node	tight_node;
+	bool		lingers;		/* a batch is waiting for company … */
+	TimestampTz ripe_at;		/* … until then */
+	pairingheap_node linger_node;
 	OutboxLaneStatus *status;
 };
 
@@ -117,6 +124,7 @@ extern bool outbox_lane_is_hungry(const OutboxLane *lane);
 
 /* Into and out of the round of lanes that have something to send; the next in turn (out of the round), or NULL. */
 extern void outbox_lane_enlist(OutboxLane *lane);
+extern void outbox_lane_enlist_ripe(OutboxLane *lane);	/* whatever batch_linger says */
 extern void outbox_lane_delist(OutboxLane *lane);
 extern OutboxLane *outbox_lane_next(void);
 extern bool outbox_lane_waits(void);
@@ -160,7 +168,10 @@ extern void outbox_item_fly(OutboxItem *item, TimestampTz now);
 extern OutboxItem *outbox_item_follower(OutboxItem *item);
 extern void outbox_item_land(OutboxItem *item);
 
-/* Retries that are due become ready.  When the next one will be due; DT_NOEND: none waits. */
+/* Is it the first of its key, or has none? */
+extern bool outbox_item_is_first(const OutboxItem *item);
+
+/* Retries that are due become ready, batches that have waited long enough may go.  When that will be so next; DT_NOEND: nothing waits. */
 extern void outbox_item_due(TimestampTz now);
 extern TimestampTz outbox_item_next_due(void);
 

@@ -92,7 +92,7 @@ to_bytea(const unsigned char *data, size_t size)
 
 void
 outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
-					  const OutboxExchange *exchange)
+					  const OutboxExchange *exchange, bool same)
 {
 	MemoryContext old;
 	Attempt    *entry;
@@ -117,8 +117,16 @@ outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt
 	entry->attempt = (int16) Min(attempt, PG_INT16_MAX);
 	entry->status = (int16) exchange->status;
 	entry->outcome = exchange->outcome;
-	entry->error = exchange->outcome == OUTBOX_DELIVERED ? NULL : pstrdup(exchange->error);
-	entry->response = exchange->response_size == 0 ? NULL : to_bytea(exchange->response, exchange->response_size);
+	if (same)
+	{
+		entry->error = entry[-1].error;
+		entry->response = entry[-1].response;
+	}
+	else
+	{
+		entry->error = exchange->outcome == OUTBOX_DELIVERED ? NULL : pstrdup(exchange->error);
+		entry->response = exchange->response_size == 0 ? NULL : to_bytea(exchange->response, exchange->response_size);
+	}
 	n_attempts++;
 	MemoryContextSwitchTo(old);
 }

@@ -48,8 +48,9 @@ typedef struct OutboxException
 
 /* ---- noting, in memory ---- */
 
+/* same: the exchange is the one that was noted last, with another event in it. */
 extern void outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
-								  const OutboxExchange *exchange);
+								  const OutboxExchange *exchange, bool same);
 extern void outbox_ledger_put(const OutboxRow *row, bool known);
 extern void outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_ledger_disable(int32 subscription, const char *reason);

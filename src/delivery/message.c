@@ -1,7 +1,7 @@
 /*
  * From an event to the header lines of an HTTP request.
  *
- * CloudEvents 1.0 over HTTP in binary mode: the body is the payload as it is, the attributes are ce-* headers.  Standard Webhooks 1.0.0: id, time of
+ * CloudEvents 1.0 over HTTP in binary mode: the body is the payload as it is, the attributes are ce-* headers; in the other modes the body says it all.  Standard Webhooks 1.0.0: id, time of
  * the attempt and an HMAC over "id.timestamp.body", one signature for each key that is valid at the moment.
  *
  * The signature is the costly part, so a signer keys its HMAC once; each signature continues from that state.  All lines of a request share one
@@ -166,12 +166,23 @@ add_attribute(Lines *lines, const char *name, const char *value)
 	end_line(lines);
 }
 
+/* n digits of a number, from the last one on. */
+static void
+put_digits(char *out, int n, int64_t value)
+{
+	while (n-- > 0)
+	{
+		out[n] = (char) ('0' + value % 10);
+		value /= 10;
+	}
+}
+
 /*
- * RFC 3339 in UTC with microseconds.  By arithmetic rather than gmtime(): no libc calendar in the way of odd years, and a third of its time.
+ * By arithmetic rather than gmtime(): no libc calendar in the way of odd years, and a small part of its time.
  * Civil date from days: eras of 400 years, years that begin in March.
  */
-static void
-add_time(Lines *lines, int64_t unix_us)
+bool
+outbox_message_time(int64_t unix_us, char out[OUTBOX_TIME_TEXT])
 {
 	int64_t		seconds = unix_us / 1000000 - (unix_us % 1000000 < 0);
 	int64_t		micros = unix_us - seconds * 1000000;
@@ -186,16 +197,35 @@ add_time(Lines *lines, int64_t unix_us)
 	int64_t		day = day_of_year - (153 * march_month + 2) / 5 + 1;
 	int64_t		month = march_month < 10 ? march_month + 3 : march_month - 9;
 	int64_t		year = year_of_era + era * 400 + (month <= 2);
-	char		text[64];
 
 	if (year < 0 || year > 9999)	/* RFC 3339 §5.6: four digits */
-	{
+		return false;
+	memcpy(out, "0000-00-00T00:00:00.000000Z", OUTBOX_TIME_TEXT);
+	put_digits(out, 4, year);
+	put_digits(out + 5, 2, month);
+	put_digits(out + 8, 2, day);
+	put_digits(out + 11, 2, second / 3600);
+	put_digits(out + 14, 2, second / 60 % 60);
+	put_digits(out + 17, 2, second % 60);
+	put_digits(out + 20, 6, micros);
+	return true;
+}
+
+static void
+add_time(Lines *lines, int64_t unix_us)
+{
+	char		text[OUTBOX_TIME_TEXT];
+
+	if (!outbox_message_time(unix_us, text))
 		lines->error = "time out of range";
-		return;
-	}
-	snprintf(text, sizeof(text), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ", (int) year, (int) month, (int) day,
-			 (int) (second / 3600), (int) (second / 60 % 60), (int) (second % 60), (int) micros);
-	add_line(lines, "ce-time", text);
+	else
+		add_line(lines, "ce-time", text);
+}
+
+bool
+outbox_message_is_traced(const OutboxMessage *message)
+{
+	return message->traceparent != NULL && outbox_traceparent_valid(message->traceparent, strlen(message->traceparent));
 }
 
 /*
@@ -203,16 +233,18 @@ add_time(Lines *lines, int64_t unix_us)
  * attempt's span (W3C Trace Context §3.2.2.4).  A later version's extra fields are its own: what we write is version 00 (§4.3).
  */
 static void
-add_trace(Lines *lines, const char *traceparent, const unsigned char span[8])
+add_trace(Lines *lines, const OutboxMessage *message, const unsigned char span[8])
 {
+	const char *traceparent = message->traceparent;
 	static const unsigned char zero[8];
 	static const unsigned char one[8] = {[7] = 1};
 	char		text[56];
 
-	/* checked on entry; if not valid any more it is dropped, as enqueue would have */
-	if (traceparent == NULL || !outbox_traceparent_valid(traceparent, strlen(traceparent)))
+	/* a batch is many hops' and so nobody's */
+	if (message->format == OUTBOX_FORMAT_BATCH || !outbox_message_is_traced(message))
 		return;
-	add_line(lines, "ce-traceparent", traceparent);
+	if (message->format == OUTBOX_FORMAT_BINARY)
+		add_line(lines, "ce-traceparent", traceparent);
 
 	/* the all-zero span is invalid; one time in 2^64 the dice show it */
 	if (memcmp(span, zero, sizeof(zero)) == 0)
@@ -343,8 +375,19 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 		return NULL;
 	}
 	add_webhook(&lines, message, signers, n_signers, timestamp);
-	add_cloudevent(&lines, message);
-	add_trace(&lines, message->traceparent, span);
+	switch (message->format)
+	{
+		case OUTBOX_FORMAT_BINARY:
+			add_cloudevent(&lines, message);
+			break;
+		case OUTBOX_FORMAT_STRUCTURED:
+			add_line(&lines, "Content-Type", "application/cloudevents+json; charset=UTF-8");
+			break;
+		case OUTBOX_FORMAT_BATCH:
+			add_line(&lines, "Content-Type", "application/cloudevents-batch+json; charset=UTF-8");
+			break;
+	}
+	add_trace(&lines, message, span);
 	add_own(&lines, message);
 
 	if (lines.error != NULL)

@@ -1,7 +1,7 @@
 /*
- * From an event to an HTTP request: CloudEvents 1.0 binary mode, Standard Webhooks 1.0.0 headers and signature.
+ * From an event to an HTTP request: CloudEvents 1.0 over HTTP, Standard Webhooks 1.0.0 headers and signature.
  *
- * Pure: no I/O, no PostgreSQL.  The body is never copied: the bytes signed are the bytes sent.
+ * Pure: no I/O, no PostgreSQL.  The body is never copied: the bytes signed are the bytes sent.  Where the body is more than the payload, it comes from envelope.h.
  */
 #ifndef OUTBOX_MESSAGE_H
 #define OUTBOX_MESSAGE_H
@@ -30,9 +30,18 @@ typedef struct OutboxHeader
 	const char *value;
 } OutboxHeader;
 
+/* The modes of the CloudEvents HTTP binding; also the numbers of outbox.subscription's formats in memory. */
+typedef enum OutboxFormat
+{
+	OUTBOX_FORMAT_BINARY,		/* the body is the payload, the attributes are ce-* headers */
+	OUTBOX_FORMAT_STRUCTURED,	/* the body is an event in JSON */
+	OUTBOX_FORMAT_BATCH			/* the body is an array of such */
+} OutboxFormat;
+
 typedef struct OutboxMessage
 {
-	char		id[OUTBOX_ID_TEXT];	/* webhook-id and ce-id */
+	OutboxFormat format;
+	char		id[OUTBOX_ID_TEXT];	/* webhook-id; but for a batch also the event's id */
 	const char *source;			/* CloudEvents source, a URI-reference */
 	const char *type;
 	const char *key;			/* ce-partitionkey; NULL: none */
@@ -43,12 +52,15 @@ typedef struct OutboxMessage
 	int			n_headers;
 	const void *body;
 	size_t		size;
+	bool		json;			/* body is the text of a jsonb payload … */
+	bool		utf8;			/* … and known to be UTF-8 */
 } OutboxMessage;
 
 /*
  * The header lines ("Name: value", NUL-terminated each, no CR LF) of one attempt, in one malloc'd block: lines[] points into it.
  * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are UTF-8, percent-encoded as the
- * CloudEvents HTTP binding §3.1.3.2 demands; the event's own headers go out verbatim and are checked again.
+ * CloudEvents HTTP binding §3.1.3.2 demands; the event's own headers go out verbatim and are checked again.  Of a message whose body is an envelope, the attributes
+ * are in there: id, body, headers, and in structured mode traceparent are all that is looked at.
  * NULL and *error (a constant) if something may not be sent: a control character, a reserved name.
  */
 typedef struct OutboxRequestHeaders
@@ -60,5 +72,12 @@ typedef struct OutboxRequestHeaders
 extern OutboxRequestHeaders *outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signers, int n_signers,
 													int64_t timestamp, const unsigned char span[8], const char **error);
 extern void outbox_message_headers_free(OutboxRequestHeaders *headers);
+
+/* RFC 3339 in UTC with microseconds; false: not a year of four digits. */
+#define OUTBOX_TIME_TEXT 28
+extern bool outbox_message_time(int64_t unix_us, char out[OUTBOX_TIME_TEXT]);
+
+/* Does it have a valid trace context? One that is not is dropped, as enqueue would have. */
+extern bool outbox_message_is_traced(const OutboxMessage *message);
 
 #endif							/* OUTBOX_MESSAGE_H */

@@ -1,7 +1,7 @@
 /*
  * Sending.
  *
- * No transaction is open here.  A request pins the chunk its body lies in and the configuration it was made with, until it has ended.
+ * No transaction is open here.  A request pins the chunk its body lies in and the configuration it was made with, until it has ended; a body that is more than one payload is its own.
  */
 #include "postgres.h"
 
@@ -15,7 +15,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "batch.h"
 #include "dispatch.h"
+#include "envelope.h"
 #include "http.h"
 #include "ledger.h"
 #include "recorder.h"
@@ -28,14 +30,20 @@
 
 typedef struct OutboxRequest
 {
-	OutboxItem *item;
 	OutboxExchange *exchange;
-	OutboxChunk *chunk;			/* pinned: the body is in it */
+	OutboxChunk *chunk;			/* pinned: the body is in it … */
+	char	   *body;			/* … unless it is this (malloc'd) */
+	int			n;
+	OutboxItem *items[FLEXIBLE_ARRAY_MEMBER];
 } OutboxRequest;
 
 static OutboxWork *const work = &outbox_work;
 static OutboxHttp *http;
+static OutboxEnvelope *envelope;
 static char *source;			/* CloudEvents source */
+static OutboxItem **gathered;	/* the items of the request that is being made */
+static int	n_gathered;
+static int	gathered_room = 128;
 
 static char *
 make_source(void)
@@ -62,10 +70,10 @@ end_request(OutboxRequest *request)
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (exchange->outcome == OUTBOX_DELIVERED)
-		work->database->status.delivered++;
+		work->database->status.delivered += request->n;
 	else
-		work->database->status.failed++;
-	outbox_dispatch_finished(request->item, exchange, now);
+		work->database->status.failed += request->n;
+	outbox_dispatch_finished(request->items, request->n, exchange, now);
 	work->moved = true;
 	if ((work->noted_at == 0 || work->noted_at > now) && outbox_ledger_pending() > 0)
 		work->noted_at = now;
@@ -73,6 +81,7 @@ end_request(OutboxRequest *request)
 		outbox_message_headers_free(exchange->headers);
 	outbox_exchange_free(exchange);
 	outbox_chunk_unpin(request->chunk);
+	free(request->body);
 	pfree(request);
 }
 
@@ -91,6 +100,7 @@ fill_message(OutboxMessage *message, const OutboxLoggedEvent *logged)
 {
 	const int64 to_unix = (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
 
+	message->format = OUTBOX_FORMAT_BINARY;
 	memcpy(message->id, logged->id_text, OUTBOX_ID_TEXT);
 	message->source = outbox_source[0] != '\0' ? outbox_source : source;
 	message->type = logged->event.type;
@@ -102,40 +112,143 @@ fill_message(OutboxMessage *message, const OutboxLoggedEvent *logged)
 	message->n_headers = logged->n_headers;
 	message->body = logged->event.body;
 	message->size = logged->event.body_size;
+	message->json = logged->event.json;
+	message->utf8 = true;
+}
+
+/* ---- envelopes ---- */
+
+static void
+fail_for_memory(void)
+{
+	ereport(FATAL,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("out of memory")));
+}
+
+static OutboxFilling
+add_to_envelope(const OutboxItem *item, Size limit, const char **error)
+{
+	OutboxFilling filling;
+	OutboxMessage message;
+
+	if (item->logged->event.unreadable)
+	{
+		*error = "the event cannot be read";
+		return OUTBOX_UNFIT;
+	}
+	fill_message(&message, item->logged);
+	filling = outbox_envelope_add(envelope, &message, limit, error);
+	if (filling == OUTBOX_NO_MEMORY)
+		fail_for_memory();
+	return filling;
+}
+
+/* An event's own headers are the request's: only events with the same ones can be in it together. */
+static bool
+same_headers(const OutboxItem *a, const OutboxItem *b)
+{
+	if (a->logged->n_headers != b->logged->n_headers)
+		return false;
+	for (int i = 0; i < a->logged->n_headers; i++)
+	{
+		if (strcmp(a->logged->headers[i].name, b->logged->headers[i].name) != 0 ||
+			strcmp(a->logged->headers[i].value, b->logged->headers[i].value) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* Adds to the request of `first`, whose event is in the envelope, what may go with it: as many items as there are and the batch has room for. */
+static void
+gather(OutboxItem *first, TimestampTz now)
+{
+	int			most = outbox_batch_most(first);
+	OutboxItem *item = first;
+	const char *error;
+
+	while (n_gathered < most && (item = outbox_batch_candidate(item)) != NULL)
+	{
+		most = Min(most, outbox_batch_most(item));
+		if (n_gathered >= most || !same_headers(first, item) ||
+			add_to_envelope(item, first->subscription->batch_bytes, &error) != OUTBOX_FILLED)
+			return;
+		outbox_item_fly(item, now);
+		if (n_gathered == gathered_room)
+		{
+			gathered_room *= 4;
+			gathered = repalloc(gathered, gathered_room * sizeof(OutboxItem *));
+		}
+		gathered[n_gathered++] = item;
+	}
+}
+
+/* ---- requests ---- */
+
+/* The request of the items that were gathered. */
+static OutboxRequest *
+make_request(void)
+{
+	Size		size = offsetof(OutboxRequest, items) + n_gathered * sizeof(OutboxItem *);
+	OutboxRequest *request = MemoryContextAllocZero(TopMemoryContext, size);
+
+	request->exchange = outbox_exchange_create();
+	if (request->exchange == NULL)
+		fail_for_memory();
+	request->n = n_gathered;
+	memcpy(request->items, gathered, n_gathered * sizeof(OutboxItem *));
+	request->chunk = outbox_chunk_pin(gathered[0]->chunk);
+	request->exchange->endpoint = &gathered[0]->subscription->endpoint;
+	request->exchange->owner = request;
+	return request;
 }
 
 static void
-send_item(OutboxItem *item)
+send_item(OutboxItem *item, TimestampTz now)
 {
-	OutboxRequest *request = MemoryContextAllocZero(TopMemoryContext, sizeof(OutboxRequest));
-	OutboxExchange *exchange = outbox_exchange_create();
+	OutboxSubscription *subscription = item->subscription;
 	OutboxMessage message = {0};
 	uint64		span = pg_prng_uint64(&pg_global_prng_state);
+	OutboxRequest *request;
 	const char *error = NULL;
 
-	if (exchange == NULL)
-		ereport(FATAL,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	request->item = item;
-	request->exchange = exchange;
-	request->chunk = outbox_chunk_pin(item->chunk);
-	exchange->endpoint = &item->subscription->endpoint;
-	exchange->owner = request;
+	gathered[0] = item;
+	n_gathered = 1;
+	if (!item->logged->event.unreadable && subscription->format != OUTBOX_FORMAT_BINARY)
+	{
+		outbox_envelope_begin(envelope, subscription->format == OUTBOX_FORMAT_BATCH);
+		if (add_to_envelope(item, subscription->batch_bytes, &error) == OUTBOX_FILLED && subscription->format == OUTBOX_FORMAT_BATCH)
+			gather(item, now);
+	}
+	outbox_lane_enlist(item->lane);
+
+	request = make_request();
 	if (item->logged->event.unreadable)
 	{
 		end_unsent(request, OUTBOX_INTERNAL, "the event cannot be read");
 		return;
 	}
+	if (error != NULL)
+	{
+		end_unsent(request, OUTBOX_BAD_REQUEST, error);
+		return;
+	}
 	fill_message(&message, item->logged);
-	exchange->body = message.body;
-	exchange->size = message.size;
-	exchange->headers = outbox_message_headers(&message, item->subscription->signers, item->subscription->n_signers,
-											   (int64) time(NULL), (unsigned char *) &span, &error);
-	if (exchange->headers == NULL)
+	if (subscription->format != OUTBOX_FORMAT_BINARY)
+	{
+		message.format = subscription->format;
+		message.body = request->body = outbox_envelope_end(envelope, &message.size, message.id);
+		if (request->body == NULL)
+			fail_for_memory();
+	}
+	request->exchange->body = message.body;
+	request->exchange->size = message.size;
+	request->exchange->headers = outbox_message_headers(&message, subscription->signers, subscription->n_signers,
+														(int64) time(NULL), (unsigned char *) &span, &error);
+	if (request->exchange->headers == NULL)
 		end_unsent(request, OUTBOX_BAD_REQUEST, error);
 	else
-		outbox_http_start(http, exchange);
+		outbox_http_start(http, request->exchange);
 }
 
 /* Network events, outcomes, and new requests in the places that became free. True: nothing happened. */
@@ -156,7 +269,7 @@ outbox_sender_step(TimestampTz now)
 	outbox_item_due(now);
 	while (started < SEND_AT_ONCE && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
 	{
-		send_item(item);
+		send_item(item, now);
 		started++;
 	}
 	return started == 0 && ended == 0;
@@ -170,8 +283,10 @@ outbox_sender_start(void)
 	StartTransactionCommand();
 	source = make_source();
 	CommitTransactionCommand();
+	gathered = MemoryContextAlloc(TopMemoryContext, gathered_room * sizeof(OutboxItem *));
+	envelope = outbox_envelope_create();
 	http = outbox_http_create(&options);
-	if (http == NULL)
+	if (http == NULL || envelope == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not set up the HTTP client")));

@@ -27,7 +27,8 @@ static const char load_query[] =
 "       (pg_catalog.date_part('epoch', s.retry_base) * 1e6)::int8, s.retry_factor,"
 "       (pg_catalog.date_part('epoch', s.retry_max) * 1e6)::int8, s.retry_jitter, s.max_attempts,"
 "       (pg_catalog.date_part('epoch', s.give_up_after) * 1e6)::int8, s.fatal_statuses, s.types, s.tenant,"
-"       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after"
+"       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after,"
+"       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8"
 "  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
 
 static const char secrets_query[] =
@@ -138,6 +139,22 @@ load_endpoint(OutboxSubscription *subscription, int row)
 }
 
 static void
+load_format(OutboxSubscription *subscription, int row)
+{
+	const char *format = string(row, 28);
+
+	if (strcmp(format, "structured") == 0)
+		subscription->format = OUTBOX_FORMAT_STRUCTURED;
+	else if (strcmp(format, "batch") == 0)
+		subscription->format = OUTBOX_FORMAT_BATCH;
+	else
+		subscription->format = OUTBOX_FORMAT_BINARY;
+	subscription->batch_size = integer(row, 29);
+	subscription->batch_bytes = integer(row, 30);
+	subscription->batch_linger = integer(row, 31);
+}
+
+static void
 load_retry(OutboxRetryPolicy *retry, int row)
 {
 	int		   *statuses;
@@ -173,6 +190,7 @@ load_one(int64 epoch, int row)
 	subscription->block_on_dead = boolean(row, 5);
 	subscription->max_in_flight = integer(row, 6);
 	subscription->max_blocked = integer(row, 7);
+	load_format(subscription, row);
 	load_endpoint(subscription, row);
 	load_retry(&subscription->retry, row);
 	subscription->match.types = strings(row, 21, &subscription->match.n_types);

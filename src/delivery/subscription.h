@@ -30,6 +30,10 @@ typedef struct OutboxSubscription
 	bool		block_on_dead;
 	int			max_in_flight;
 	int			max_blocked;
+	OutboxFormat format;
+	int			batch_size;		/* events … */
+	int			batch_bytes;	/* … and bytes of the body, at most */
+	int64		batch_linger;	/* microseconds */
 	OutboxEndpoint endpoint;
 	OutboxRetryPolicy retry;
 	int			n_signers;

@@ -71,6 +71,31 @@ answer(post('/ok?unknown', $_, 'k', $_)) for qw(a b c u);
 is(found($ledger, '/ok?unknown'), '', 'what may have been committed is no phantom');
 is(found($ledger, '/ok?good'), '', 'nor is it lost');
 
+# Batches: the same faults, event by event
+sub batch
+{
+	my ($path, $id, @events) = @_;
+	my $body = '[' . join(',', map { qq({"id":"$_->[0]","partitionkey":"$_->[1]","data":{"[":["]}\\"", "$_->[2]"]}}) } @events) . ']';
+	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $receiver->port) or die "no connection: $!";
+	print $socket "POST $path HTTP/1.1\r\nHost: x\r\nwebhook-id: $id\r\nContent-Type: application/cloudevents-batch+json; charset=UTF-8\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+	return $socket;
+}
+my ($one, $two, $three) = map { [ $_, 'k', $_ ] } qw(a b c);
+answer(batch('/ok?batch', '1', $one, $two, $three));
+is(found($ledger, '/ok?batch'), '', 'batch: nothing is wrong');
+is(join(' ', map { "$_->{id}$_->{place}" } $receiver->events('/ok?batch')), 'a0 b1 c2', 'batch: its events');
+answer(batch('/ok?batch-lost', '1', $one, $three));
+is(found($ledger, '/ok?batch-lost'), 'lost:b', 'batch: lost');
+answer(batch('/ok?batch-order', '1', $one, $three, $two));
+is(found($ledger, '/ok?batch-order'), 'disorder:c', 'batch: out of order');
+answer(batch('/ok?batch-changed', @$_)) for [ '1', $one, $two ], [ '2', [ 'b', 'k', 'B' ], $three ];
+is(found($ledger, '/ok?batch-changed'), 'changed:b duplicates:b', 'batch: other bytes of an event');
+answer(batch('/ok?batch-id', @$_)) for [ '1', $one, $two ], [ '1', $three ], [ '2', $three ];
+is(found($ledger, '/ok?batch-id'), 'changed:1,2 duplicates:c', 'batch: other bytes under the same id, the same under another');
+@both = (batch('/slow/300?batch-overlap', '1', [ 'x', 'other', 'x' ], $one), batch('/slow/300?batch-overlap', '2', $two, $three));
+is(join(' ', map { answer($_) } @both), '200 200', 'two batches at once');
+is(found($ledger, '/slow/300?batch-overlap'), 'overlap:b,c phantom:x', 'batch: two in flight for one key; phantom');
+
 # Keep-alive, pipelining, and a body in pieces
 my $socket = post('/ok?pieces', 'p', '', "\x00\xff{");
 print $socket "POST /ok?pieces HTTP/1.1\r\nHost: x\r\nwebhook-id: q\r\nContent-Length: 5\r\n\r\nab";

@@ -292,6 +292,41 @@ test_traceparent(void)
 	outbox_message_headers_free(headers);
 }
 
+/* What the body says is in no header; what a request is, is. */
+static void
+test_formats(void)
+{
+	static const OutboxHeader own[] = {{"X-One", "1"}};
+	static const char *const types[] = {
+		[OUTBOX_FORMAT_STRUCTURED] = "application/cloudevents+json; charset=UTF-8",
+		[OUTBOX_FORMAT_BATCH] = "application/cloudevents-batch+json; charset=UTF-8"
+	};
+
+	for (int format = OUTBOX_FORMAT_STRUCTURED; format <= OUTBOX_FORMAT_BATCH; format++)
+	{
+		OutboxMessage message = {
+			.format = format, .id = ID, .traceparent = TRACEPARENT, .headers = own, .n_headers = 1, .body = VECTOR_BODY, .size = strlen(VECTOR_BODY)
+		};
+		OutboxSigner *signer = vector_signer();
+		char		signature[OUTBOX_SIGNATURE];
+		const char *error;
+		OutboxRequestHeaders *headers = outbox_message_headers(&message, &signer, 1, VECTOR_TIMESTAMP, span, &error);
+
+		outbox_sign(signer, ID, VECTOR_TIMESTAMP, VECTOR_BODY, strlen(VECTOR_BODY), signature);
+		has(headers, "webhook-id", ID);
+		has(headers, "webhook-timestamp", "1614265330");
+		has(headers, "webhook-signature", signature);
+		has(headers, "Content-Type", types[format]);
+		has(headers, "X-One", "1");
+		has(headers, "ce-id", NULL);
+		has(headers, "ce-specversion", NULL);
+		has(headers, "ce-traceparent", NULL);
+		has(headers, "traceparent", format == OUTBOX_FORMAT_BATCH ? NULL : "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01");
+		outbox_message_headers_free(headers);
+		outbox_signer_free(signer);
+	}
+}
+
 int
 main(void)
 {
@@ -303,5 +338,6 @@ main(void)
 	test_times();
 	test_refusals();
 	test_traceparent();
+	test_formats();
 	return done_testing();
 }

@@ -52,19 +52,25 @@ sub settle
 sub complete
 {
 	my ($self, $receiver, $path) = @_;
-	my %delivered = map { $_->{id} => 1 } $receiver->delivered($path);
+	my %delivered = map { $_->{id} => 1 } $receiver->delivered_events($path);
 	return !grep { !$delivered{$_} } keys %{ $self->{committed} };
 }
 
 # What is wrong, as lists of ids: lost, phantom, changed (other bytes under the same id), disorder (delivered before an earlier event of its key),
-# overlap (two in flight for one key); and duplicates, which are allowed.
+# overlap (two in flight for one key); and duplicates, which are allowed.  Batches are looked at event by event; of a batch itself, changed also means the same bytes under
+# another id.
 sub check
 {
 	my ($self, $receiver, $path) = @_;
-	my (%first, %bytes, %found);
+	my (%first, %bytes, %ids, %found);
 	@found{qw(lost phantom changed disorder overlap duplicates)} = map { [] } 1 .. 6;
 
-	for my $request ($receiver->requests($path))
+	for my $batch (grep { $_->{events} } $receiver->requests($path))
+	{
+		push @{ $found{changed} }, $batch->{id} if ($bytes{ $batch->{id} } //= $batch->{sha256}) ne $batch->{sha256};
+		push @{ $found{changed} }, $batch->{id} if ($ids{ $batch->{sha256} } //= $batch->{id}) ne $batch->{id};
+	}
+	for my $request ($receiver->events($path))
 	{
 		my $id = $request->{id};
 		push @{ $found{phantom} }, $id unless exists $self->{committed}{$id} || exists $self->{unknown}{$id};
@@ -73,7 +79,7 @@ sub check
 		if (Outbox::Receiver::was_delivered($request))
 		{
 			if (exists $first{$id}) { push @{ $found{duplicates} }, $id }
-			else { $first{$id} = $request->{seq} }
+			else { $first{$id} = $request->{seq} + ($request->{place} // 0) / 1e6 }
 		}
 	}
 	$found{lost} = [ grep { !exists $first{$_} } sort keys %{ $self->{committed} } ];

@@ -74,7 +74,23 @@ sub requests
 # Those with this webhook-id.
 sub of { my ($self, $path, $id) = @_; return grep { $_->{id} eq $id } $self->requests($path) }
 
-# Those that got a 2xx.
+# What it was sent, event by event: of a batch its members, as requests that have all in common but id, key, type, sha256, and their place in it.
+sub events
+{
+	my ($self, $path) = @_;
+	return map { _members($_) } $self->requests($path);
+}
+
+sub _members
+{
+	my ($request) = @_;
+	return $request unless $request->{events};
+	my $place = 0;
+	return map { { %$request, place => $place++, %$_ } } @{ $request->{events} };
+}
+
+# Those that got a 2xx.  Events that did.
+sub delivered_events { my ($self, $path) = @_; return map { _members($_) } $self->delivered($path) }
 sub delivered { my ($self, $path) = @_; return grep { was_delivered($_) } $self->requests($path) }
 
 sub was_delivered { my ($request) = @_; return $request->{status} >= 200 && $request->{status} < 300 && ($request->{how} // 'answered') eq 'answered' }
@@ -120,6 +136,16 @@ sub entry
 			elsif (/\G([0-9.]+)/gc) { $fields->{$name} = 0 + $1 }
 			elsif (/\Gnull/gc) { $fields->{$name} = undef }
 			elsif (/\G\{/gc) { $fields->{$name} = \%headers; $fields = \%headers }
+			elsif (/\G\[/gc)
+			{
+				my @events;
+				while (/\G,?\{"id":$string,"key":$string,"type":$string,"sha256":$string\}/gc)
+				{
+					push @events, { id => unescape($1), key => unescape($2), type => unescape($3), sha256 => $4 };
+				}
+				/\G\]/gc or die "not a log line: " . substr $line, 0, 300;
+				$fields->{$name} = \@events;
+			}
 			else { die "not a log line: " . substr $line, 0, 300 }
 			$fields = \%entry if /\G\}(?=,)/gc;
 			/\G,/gc;
