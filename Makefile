@@ -10,11 +10,14 @@ OBJS = \
 	src/capture.o \
 	src/capture_arguments.o \
 	src/catalog.o \
+	src/cipher.o \
 	src/copies.o \
 	src/enqueue.o \
 	src/event_id.o \
 	src/event_log.o \
 	src/field.o \
+	src/headers.o \
+	src/keyring.o \
 	src/launcher.o \
 	src/module.o \
 	src/operator.o \
@@ -22,11 +25,13 @@ OBJS = \
 	src/ring.o \
 	src/settings.o \
 	src/snapshot.o \
+	src/vault.o \
 	src/yield.o
 
 DATA = sql/outbox--0.1.0.sql
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 PG_CPPFLAGS = -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
+SHLIB_LINK = -lcrypto
 
 REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test

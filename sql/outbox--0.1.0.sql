@@ -189,7 +189,7 @@ COMMENT ON COLUMN outbox.subscription.breaker_probe IS 'From opening to the firs
 COMMENT ON COLUMN outbox.subscription.breaker_max IS 'Longest time between probes';
 COMMENT ON COLUMN outbox.subscription.disable_after IS 'Nothing but failures for so long disable it; 0: never';
 COMMENT ON COLUMN outbox.subscription.ca IS 'Certificates, PEM, by which the receiver is verified; NULL: the system''s';
-COMMENT ON COLUMN outbox.subscription.state IS 'active, paused, or disabled (the receiver answered 410)';
+COMMENT ON COLUMN outbox.subscription.state IS 'active, paused, or disabled (see reason)';
 COMMENT ON COLUMN outbox.subscription.reason IS 'Why it is paused or disabled';
 COMMENT ON COLUMN outbox.subscription.state_since IS 'When the state was entered';
 COMMENT ON COLUMN outbox.subscription.labels IS 'The user''s, a JSON object';
@@ -227,11 +227,14 @@ COMMENT ON COLUMN outbox.subscription_match.until_next IS 'First xid not assigne
 COMMENT ON COLUMN outbox.subscription_match.until_clock IS 'Id clock then';
 COMMENT ON COLUMN outbox.subscription_match.met IS 'The worker knows of the change: until_snapshot is the last tick that it matched by these rules';
 
--- Signing secrets, the newest first in use; an older one signs too until it expires.
+-- What a subscription has that must not be seen: signing secrets (the newest is the current one; an older one signs too until it expires), and the headers it sends.
 CREATE TABLE outbox.secret (
     id               integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     subscription_id  integer     NOT NULL,
-    secret           bytea       NOT NULL,     -- the key bytes behind whsec_
+    kind             text        NOT NULL CHECK (kind IN ('signing', 'headers')),
+    secret           bytea       NOT NULL,     -- the key bytes behind whsec_, or header lines; encrypted if there is a key_id
+    key_id           text,                     -- NULL: plain
+    hint             text[]      NOT NULL,     -- what views may show
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
     expires_at       timestamptz               -- NULL: the current one
 );
@@ -239,10 +242,13 @@ CREATE INDEX secret_subscription_id_idx ON outbox.secret (subscription_id);
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret_id_seq', '');
 
-COMMENT ON TABLE outbox.secret IS 'Signing secrets. Granted to nobody; dumps and base backups contain them.';
+COMMENT ON TABLE outbox.secret IS 'Signing secrets and static headers. Granted to nobody; dumps and base backups contain them as they are here: encrypted with a key that is not in the database, if outbox.secret_key_file is set, else plain.';
 COMMENT ON COLUMN outbox.secret.id IS 'Ascending: the highest of a subscription is the newest';
 COMMENT ON COLUMN outbox.secret.subscription_id IS 'Whose';
-COMMENT ON COLUMN outbox.secret.secret IS 'The key bytes: what whsec_ is the base64 of';
+COMMENT ON COLUMN outbox.secret.kind IS 'signing: a secret that signs; headers: the static headers';
+COMMENT ON COLUMN outbox.secret.secret IS 'signing: the key bytes, what whsec_ is the base64 of; headers: lines "name: value", in UTF-8. With a key_id: nonce, ciphertext and tag of that (AES-256-GCM; bound to kind and subscription)';
+COMMENT ON COLUMN outbox.secret.key_id IS 'Which key of outbox.secret_key_file opens it; NULL: it is plain';
+COMMENT ON COLUMN outbox.secret.hint IS 'What views may show: the last four characters of a signing secret, the names of headers';
 COMMENT ON COLUMN outbox.secret.created_at IS 'When it came into use';
 COMMENT ON COLUMN outbox.secret.expires_at IS 'Until when it signs beside a newer one; NULL: the current one';
 
@@ -396,11 +402,11 @@ CREATE TABLE outbox.operation (
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation_id_seq', '');
 
-COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe';
+COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe, rotate_secret';
 COMMENT ON COLUMN outbox.operation.id IS 'Number';
 COMMENT ON COLUMN outbox.operation.at IS 'When: the beginning of its transaction';
 COMMENT ON COLUMN outbox.operation.role IS 'Who: the role it was done as';
-COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard or unsubscribe';
+COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard, unsubscribe or rotate_secret';
 COMMENT ON COLUMN outbox.operation.subscription IS 'The subscription, if one was named';
 COMMENT ON COLUMN outbox.operation.selector IS 'The arguments that were given';
 COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned';
@@ -540,6 +546,21 @@ CREATE FUNCTION outbox._worker(OUT preloaded boolean, OUT library_version text, 
                                OUT error_at timestamptz)
 RETURNS record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_worker_status';
 COMMENT ON FUNCTION outbox._worker() IS 'What launcher and delivery worker of this database say of themselves, from shared memory';
+
+CREATE FUNCTION outbox._encrypt(kind text, subscription_id integer, plain bytea, OUT secret bytea, OUT key_id text)
+RETURNS record LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_encrypt';
+COMMENT ON FUNCTION outbox._encrypt(text, integer, bytea) IS 'A record of outbox.secret as it is to be stored: plain without outbox.secret_key_file. Errors: F0000 if that file cannot be used.';
+
+CREATE FUNCTION outbox._secret_states(of_subscription integer, OUT id integer, OUT subscription_id integer, OUT kind text, OUT state text)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_secret_states';
+COMMENT ON FUNCTION outbox._secret_states(integer) IS 'What can be made of a subscription''s records of outbox.secret, or (NULL) of all: encrypted (with the first key), old key, plain, or unreadable';
+
+CREATE FUNCTION outbox._key_problem() RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_key_problem';
+COMMENT ON FUNCTION outbox._key_problem() IS 'Why the file that outbox.secret_key_file names cannot be used; empty: it can; NULL: none is named';
+
+CREATE FUNCTION outbox._header_lines(headers jsonb, OUT names text[], OUT lines bytea)
+RETURNS record LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_header_lines';
+COMMENT ON FUNCTION outbox._header_lines(jsonb) IS 'The static headers of a subscription as lines; refuses (22023) what is not an object of valid headers, without repeating a value';
 
 CREATE FUNCTION outbox._event_time(id uuid) RETURNS timestamptz LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_event_time';
 COMMENT ON FUNCTION outbox._event_time(uuid) IS 'The instant in an event id, to the millisecond';
@@ -827,11 +848,11 @@ END
 $$;
 COMMENT ON FUNCTION outbox._default_subscription() IS 'The default of every option of a subscription';
 
--- What alter_subscription() can change and reset: the columns of outbox.subscription with these names.
+-- What alter_subscription() can change and reset: the columns of outbox.subscription with these names, and headers, which are kept with the secrets.
 CREATE FUNCTION outbox._is_option(option text) RETURNS boolean LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 RETURN option = ANY ('{types,tenant,filter,ordering,on_dead,network,ports,ca,max_in_flight,rate_limit,timeout,connect_timeout,retry_base,retry_factor,retry_max,retry_jitter,max_attempts,give_up_after,
-                       fatal_statuses,max_blocked,response_kept,format,batch_size,batch_bytes,batch_linger,breaker_threshold,breaker_probe,breaker_max,disable_after,labels,description}'::text[]);
+                       fatal_statuses,max_blocked,response_kept,headers,format,batch_size,batch_bytes,batch_linger,breaker_threshold,breaker_probe,breaker_max,disable_after,labels,description}'::text[]);
 COMMENT ON FUNCTION outbox._is_option(text) IS 'Is this the name of an option of a subscription that has a default?';
 
 CREATE FUNCTION outbox._refuse_option(option text, detail text, hint text) RETURNS void LANGUAGE plpgsql
@@ -1064,6 +1085,35 @@ END
 $$;
 COMMENT ON FUNCTION outbox._secret_bytes(text) IS 'The key bytes of a signing secret; refuses (22023) any other text without repeating it';
 
+CREATE FUNCTION outbox._store_secret(subscription_id integer, kind text, plain bytea, hint text[]) RETURNS void LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO outbox.secret (subscription_id, kind, secret, key_id, hint)
+    SELECT subscription_id, kind, e.secret, e.key_id, hint FROM outbox._encrypt(kind, subscription_id, plain) AS e;
+END;
+COMMENT ON FUNCTION outbox._store_secret(integer, text, bytea, text[]) IS 'A new record of outbox.secret, encrypted if outbox.secret_key_file is set. Errors: F0000 if that file cannot be used.';
+
+CREATE FUNCTION outbox._store_signing_secret(subscription_id integer, secret bytea) RETURNS text LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    shown text := outbox._secret_text(_store_signing_secret.secret);
+BEGIN
+    PERFORM outbox._store_secret(_store_signing_secret.subscription_id, 'signing', _store_signing_secret.secret, ARRAY[right(shown, 4)]);
+    RETURN shown;
+END
+$$;
+COMMENT ON FUNCTION outbox._store_signing_secret(integer, bytea) IS 'Stores a signing secret; returns it as text, to be shown once';
+
+CREATE FUNCTION outbox._set_headers(subscription_id integer, headers jsonb) RETURNS void LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM outbox.secret AS k WHERE k.subscription_id = _set_headers.subscription_id AND k.kind = 'headers';
+    PERFORM outbox._store_secret(_set_headers.subscription_id, 'headers', h.lines, h.names)
+       FROM outbox._header_lines(COALESCE(_set_headers.headers, '{}')) AS h WHERE cardinality(h.names) > 0;
+END
+$$;
+COMMENT ON FUNCTION outbox._set_headers(integer, jsonb) IS 'Replaces the static headers of a subscription; NULL or an empty object: it has none. Errors: as _header_lines() and _store_secret()';
+
 CREATE FUNCTION outbox._subscribe(given record, operator boolean) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
 DECLARE
@@ -1121,8 +1171,8 @@ BEGIN
         RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', s.name),
             DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
     END IF;
-    INSERT INTO outbox.secret (subscription_id, secret) VALUES (s.id, key);
-    RETURN outbox._secret_text(key);
+    PERFORM outbox._set_headers(s.id, options->'headers');
+    RETURN outbox._store_signing_secret(s.id, key);
 END
 $$;
 COMMENT ON FUNCTION outbox._subscribe(record, boolean) IS 'What subscribe() does with the arguments that were given, once it is known whether the caller is an operator';
@@ -1135,7 +1185,7 @@ CREATE FUNCTION outbox.subscribe(
     response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
     filter jsonpath DEFAULT NULL, format text DEFAULT NULL, batch_size integer DEFAULT NULL, batch_bytes integer DEFAULT NULL, batch_linger interval DEFAULT NULL,
     rate_limit float8 DEFAULT NULL, breaker_threshold integer DEFAULT NULL, breaker_probe interval DEFAULT NULL, breaker_max interval DEFAULT NULL,
-    disable_after interval DEFAULT NULL, ca text DEFAULT NULL,
+    disable_after interval DEFAULT NULL, ca text DEFAULT NULL, headers jsonb DEFAULT NULL,
     secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
 COMMENT ON FUNCTION outbox.subscribe IS
@@ -1156,9 +1206,10 @@ rate_limit: requests per second, 0.001 to 1,000,000 (none). breaker_threshold: t
 breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s). breaker_max: longest time between probes, at most 30 d (10 min, or breaker_probe).
 disable_after: nothing but failures for so long disable it, 0 is never, else 1 s to 365 d (5 d). ca: certificates, PEM, to verify the receiver by (the system''s).
 network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
+headers: sent with every request, an object of at most 32 strings, 8 kB in all; they are kept with the secrets, and win over an event''s own (none).
 labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; a generated one is never in the server''s log.
-Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network. When the call fails, the server log does not quote the statement; but settings that log
-statements, such as log_statement and log_min_duration_statement, log this one too, with the whole URL and a given secret: switch them off for it.';
+Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network, F0000 outbox.secret_key_file cannot be used. When the call fails, the server log does not quote the statement; but settings that log
+statements, such as log_statement and log_min_duration_statement, log this one too, with the whole URL, headers and a given secret: switch them off for it.';
 
 -- Found and locked for a change. Managers manage public subscriptions; those on the private network are an operator's.
 CREATE FUNCTION outbox._subscription(name text, operator boolean) RETURNS outbox.subscription LANGUAGE plpgsql
@@ -1209,6 +1260,9 @@ BEGIN
     SELECT string_agg(format('%1$I = ($1).%1$I', a.attname), ', ') INTO changed
       FROM pg_attribute AS a WHERE a.attrelid = 'outbox.subscription'::regclass AND (a.attname = 'url' OR outbox._is_option(a.attname));
     EXECUTE 'UPDATE outbox.subscription AS t SET ' || changed || ' WHERE t.id = ($1).id' USING s;
+    IF options ? 'headers' OR options->'reset' ? 'headers' THEN
+        PERFORM outbox._set_headers(s.id, options->'headers');
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION outbox._alter_subscription(record, boolean) IS 'What alter_subscription() does with the arguments that were given, once it is known whether the caller is an operator';
@@ -1221,7 +1275,7 @@ CREATE FUNCTION outbox.alter_subscription(
     response_kept integer DEFAULT NULL, network text DEFAULT NULL, ports integer[] DEFAULT NULL, labels jsonb DEFAULT NULL, description text DEFAULT NULL,
     filter jsonpath DEFAULT NULL, format text DEFAULT NULL, batch_size integer DEFAULT NULL, batch_bytes integer DEFAULT NULL, batch_linger interval DEFAULT NULL,
     rate_limit float8 DEFAULT NULL, breaker_threshold integer DEFAULT NULL, breaker_probe interval DEFAULT NULL, breaker_max interval DEFAULT NULL,
-    disable_after interval DEFAULT NULL, ca text DEFAULT NULL,
+    disable_after interval DEFAULT NULL, ca text DEFAULT NULL, headers jsonb DEFAULT NULL,
     reset text[] DEFAULT NULL)
 RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
 COMMENT ON FUNCTION outbox.alter_subscription IS
@@ -1284,6 +1338,52 @@ COMMENT ON FUNCTION outbox._resume(text, boolean) IS 'What resume() does, once i
 
 CREATE FUNCTION outbox.resume(name text) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped. Errors: 42704 for an unknown name.';
+
+CREATE FUNCTION outbox._rotate_secret(name text, overlap interval, secret text, operator boolean) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    at_a_time CONSTANT bigint := 4;   -- OUTBOX_MAX_SECRETS of src/delivery/message.h
+    s          outbox.subscription := outbox._subscription(_rotate_secret.name, operator);
+    span       interval := COALESCE(_rotate_secret.overlap, '24 h');
+    until      timestamptz;
+    key        bytea := COALESCE(outbox._secret_bytes(_rotate_secret.secret), outbox._new_secret());
+    unreadable bigint;
+    still      record;
+BEGIN
+    PERFORM outbox._check_span('overlap', span, '0', '30 days');
+    until := clock_timestamp() + span;
+    -- two rotations at a time would both leave their secret without an end: above READ COMMITTED this makes the second one fail (40001)
+    UPDATE outbox.subscription AS t SET name = t.name WHERE t.id = s.id;
+
+    -- what cannot be read signs nothing: it is replaced, not overlapped
+    WITH gone AS (DELETE FROM outbox.secret AS k USING outbox._secret_states(s.id) AS t
+                   WHERE k.id = t.id AND t.kind = 'signing' AND t.state = 'unreadable' RETURNING k.id)
+    SELECT count(*) INTO unreadable FROM gone;
+    DELETE FROM outbox.secret AS k WHERE k.subscription_id = s.id AND k.kind = 'signing' AND (until <= clock_timestamp() OR k.expires_at <= clock_timestamp());
+    SELECT count(*) AS secrets, min(k.expires_at) AS first_end INTO still FROM outbox.secret AS k WHERE k.subscription_id = s.id AND k.kind = 'signing';
+    IF still.secrets >= at_a_time THEN
+        RAISE program_limit_exceeded USING MESSAGE = format('subscription "%s" has too many secrets', s.name),
+            DETAIL = format('%s secrets sign its requests now, the first of them until %s; at most %s can.', still.secrets, still.first_end, at_a_time),
+            HINT = 'Wait until then, or use overlap => ''0'', which makes all secrets but the new one stop signing at once.';
+    END IF;
+    UPDATE outbox.secret AS k SET expires_at = LEAST(k.expires_at, until) WHERE k.subscription_id = s.id AND k.kind = 'signing';   -- LEAST() leaves out NULL
+
+    INSERT INTO outbox.operation (role, action, subscription, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'rotate_secret', s.name,
+            jsonb_build_object('subscription', s.name, 'overlap', span, 'imported', _rotate_secret.secret IS NOT NULL, 'unreadable', unreadable), 0);
+    RETURN outbox._store_signing_secret(s.id, key);
+END
+$$;
+COMMENT ON FUNCTION outbox._rotate_secret(text, interval, text, boolean) IS 'What rotate_secret() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.rotate_secret(name text, overlap interval DEFAULT '24 h', secret text DEFAULT NULL) RETURNS text
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
+COMMENT ON FUNCTION outbox.rotate_secret(text, interval, text) IS
+'Gives a subscription a new signing secret and returns it: it is shown only now. Recorded in operation, without it.
+overlap: how long the secrets it has had go on signing beside the new one, 0 to 30 d; 0: they stop at once. Meanwhile every request carries a signature of each, the newest first (Standard Webhooks 1.0.0),
+so that the receiver can change over at any moment. At most 4 secrets sign at a time (54000). Secrets that cannot be read are dropped.
+secret: to be used instead of a generated one, whsec_ and the base64 of 24 to 64 bytes; it may appear in the server''s statement log.
+Applies to every request started after this commits. Errors: 22023 invalid overlap or secret, 42704 unknown name, 42501 a private subscription and no operator, F0000 outbox.secret_key_file cannot be used.';
 
 CREATE FUNCTION outbox._ping(name text, operator boolean) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1838,7 +1938,11 @@ SELECT s.name,
        r.next_probe_at,
        r.last_success_at,
        r.last_error_at,
-       r.last_error
+       r.last_error,
+       (SELECT '…' OPERATOR(pg_catalog.||) k.hint[1] FROM outbox.secret AS k
+         WHERE k.subscription_id OPERATOR(pg_catalog.=) s.id AND k.kind OPERATOR(pg_catalog.=) 'signing' ORDER BY k.id USING OPERATOR(pg_catalog.>) LIMIT 1) AS secret_hint,
+       (SELECT k.hint FROM outbox.secret AS k
+         WHERE k.subscription_id OPERATOR(pg_catalog.=) s.id AND k.kind OPERATOR(pg_catalog.=) 'headers' ORDER BY k.id USING OPERATOR(pg_catalog.>) LIMIT 1) AS header_names
   FROM outbox.subscription AS s
   LEFT JOIN outbox._lag() AS l ON l.subscription_id OPERATOR(pg_catalog.=) s.id
   LEFT JOIN outbox._runtime() AS r ON r.subscription_id OPERATOR(pg_catalog.=) s.id
@@ -1853,7 +1957,7 @@ COMMENT ON COLUMN outbox.subscription_status.kind IS 'push';
 COMMENT ON COLUMN outbox.subscription_status.url IS 'Scheme, host and port of the receiver; the rest of a webhook URL is a secret';
 COMMENT ON COLUMN outbox.subscription_status.tenant IS 'Whose events it gets; NULL: everybody''s';
 COMMENT ON COLUMN outbox.subscription_status.labels IS 'As given to subscribe()';
-COMMENT ON COLUMN outbox.subscription_status.state IS 'active, paused (by pause()), disabled (the receiver answered 410), or open (failing: only probes are sent)';
+COMMENT ON COLUMN outbox.subscription_status.state IS 'active, paused (by pause()), disabled (see reason), or open (failing: only probes are sent)';
 COMMENT ON COLUMN outbox.subscription_status.reason IS 'Why it is paused or disabled';
 COMMENT ON COLUMN outbox.subscription_status.lag_events IS 'Events of the log it has not done yet, about; those that do not match it count until it has read past them';
 COMMENT ON COLUMN outbox.subscription_status.lag_seconds IS 'Age of the oldest of them; 0: none';
@@ -1866,6 +1970,8 @@ COMMENT ON COLUMN outbox.subscription_status.next_probe_at IS 'When the next pro
 COMMENT ON COLUMN outbox.subscription_status.last_success_at IS 'The last 2xx since the worker started';
 COMMENT ON COLUMN outbox.subscription_status.last_error_at IS 'The last failure since the worker started';
 COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
+COMMENT ON COLUMN outbox.subscription_status.secret_hint IS 'The last four characters of the current signing secret';
+COMMENT ON COLUMN outbox.subscription_status.header_names IS 'Names of the static headers';
 
 -- ===== health ============================================================================================================
 
@@ -1912,7 +2018,10 @@ DECLARE
         'oldest_prepared_xact', '{"warning": 600,  "critical": 3600}'::jsonb,    -- seconds
         'dead_letters',         '{"warning": 1,    "critical": 1000}'::jsonb,    -- dead letters
         'disabled',             '{"warning": 1,    "critical": null}'::jsonb,    -- subscriptions
-        'maintenance_age',      '{"warning": 300,  "critical": 3600}'::jsonb);   -- seconds
+        'maintenance_age',      '{"warning": 300,  "critical": 3600}'::jsonb,    -- seconds
+        'secret_key',           '{"warning": null, "critical": 1}'::jsonb,       -- 1: the file cannot be used
+        'secrets_encrypted',    '{"warning": 1,    "critical": null}'::jsonb,    -- secrets that are not, or not with the first key
+        'secrets_unreadable',   '{"warning": null, "critical": 1}'::jsonb);      -- secrets
     given     record;
     seen      record;
     worker    record;
@@ -1921,6 +2030,8 @@ DECLARE
     enabled   boolean;
     wanted    boolean;
     blind     text;
+    secrets   record;
+    key       text;    -- what is wrong with the keys for them; NULL: there is no file
 BEGIN
     IF jsonb_typeof(health.thresholds) <> 'object' THEN
         RAISE invalid_parameter_value USING MESSAGE = 'thresholds must be a JSON object', DETAIL = format('It is of type %s.', jsonb_typeof(health.thresholds)),
@@ -1945,6 +2056,14 @@ BEGIN
         SELECT NULL::text AS library_version, NULL::integer AS launcher_pid, NULL::integer AS worker_pid, NULL::text AS trouble, NULL::timestamptz AS started_at,
                NULL::timestamptz AS tick_at, NULL::timestamptz AS maintained_at, NULL::text AS error INTO worker;
     END;
+    IF blind IS NULL THEN
+        key := outbox._key_problem();
+        SELECT count(*) AS stored, count(*) FILTER (WHERE t.state = 'plain') AS plain, count(*) FILTER (WHERE t.state = 'old key') AS old_key,
+               count(*) FILTER (WHERE t.state = 'unreadable') AS unreadable, min(s.name) FILTER (WHERE t.state = 'unreadable') AS subscription
+          INTO secrets FROM outbox._secret_states(NULL) AS t LEFT JOIN outbox.subscription AS s ON s.id = t.subscription_id;
+    ELSE
+        SELECT 0 AS stored, 0 AS plain, 0 AS old_key, 0 AS unreadable, NULL::text AS subscription INTO secrets;
+    END IF;
 
     SELECT x.extversion INTO version FROM pg_extension AS x WHERE x.extname = 'outbox';
     enabled := COALESCE(current_setting('outbox.enabled', true)::boolean, true);
@@ -2033,13 +2152,28 @@ BEGIN
                    'Look into outbox.dead_letter, then outbox.redrive() or outbox.discard().'
             UNION ALL
             SELECT 12, 'disabled', (SELECT string_agg(x.name, ', ' ORDER BY x.name) FROM (SELECT s.name FROM outbox.subscription AS s WHERE s.state = 'disabled' ORDER BY s.name LIMIT 5) AS x),
-                   (SELECT count(*) FROM outbox.subscription AS s WHERE s.state = 'disabled'), 'subscriptions whose receiver said that it is gone',
-                   'Set the right URL with outbox.alter_subscription(), then outbox.resume(); or outbox.unsubscribe().'
+                   (SELECT count(*) FROM outbox.subscription AS s WHERE s.state = 'disabled'), 'disabled subscriptions; why, is in outbox.subscription_status',
+                   'If the receiver is gone, set the right URL with outbox.alter_subscription(), then outbox.resume(); or outbox.unsubscribe().'
             UNION ALL
             SELECT 13, 'maintenance_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.maintained_at, worker.started_at, pg_postmaster_start_time())), 1),
                    'seconds since the last round of maintenance',
                    'The worker does it unless outbox.auto_maintain is off: then schedule outbox.maintain().'
              WHERE blind IS NULL AND (wanted OR EXISTS (SELECT FROM outbox.subscription AS s))
+            UNION ALL
+            SELECT 14, 'secret_key', NULL, COALESCE(key <> '', false)::integer,
+                   CASE WHEN key IS NULL THEN 'outbox.secret_key_file is not set' WHEN key = '' THEN 'the file that outbox.secret_key_file names can be used' ELSE key END,
+                   'Repair the file that outbox.secret_key_file names, then reload the configuration.'
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 15, 'secrets_encrypted', NULL, secrets.plain + secrets.old_key,
+                   format('of %s secrets, %s are stored in plain text, %s under an older key', secrets.stored, secrets.plain, secrets.old_key),
+                   CASE WHEN key IS NULL THEN 'Set outbox.secret_key_file, so that dumps and base backups cannot be used to sign requests.'
+                        ELSE 'They are encrypted by the next rounds of maintenance.' END
+             WHERE blind IS NULL
+            UNION ALL
+            SELECT 16, 'secrets_unreadable', secrets.subscription, secrets.unreadable, 'secrets that no key opens; subscriptions with such are disabled, and their events wait',
+                   'Put the key they were encrypted with into the file that outbox.secret_key_file names, and reload. If it is lost, use outbox.rotate_secret(), and set the headers anew.'
+             WHERE blind IS NULL
           ) AS m
          CROSS JOIN LATERAL (SELECT (l.limits ->> 'warning')::numeric AS warning, (l.limits ->> 'critical')::numeric AS critical
                                FROM (SELECT (usual -> m.check_name) || COALESCE(health.thresholds -> m.check_name, '{}') AS limits) AS l) AS t
@@ -2059,7 +2193,7 @@ $$;
 COMMENT ON FUNCTION outbox.health(jsonb) IS
 'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
 Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
-log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled (how many). Without the preloaded library only preload and what the tables tell are checked.
+log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, secrets_encrypted (that are not), secrets_unreadable (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
 -- ===== rights ============================================================================================================
@@ -2101,6 +2235,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (2, 'EXECUTE',     'FUNCTION outbox.pause'),
         (2, 'EXECUTE',     'FUNCTION outbox.resume'),
         (2, 'EXECUTE',     'FUNCTION outbox.ping'),
+        (2, 'EXECUTE',     'FUNCTION outbox.rotate_secret'),
         (3, 'EXECUTE',     'FUNCTION outbox.start'),
         (3, 'EXECUTE',     'FUNCTION outbox.stop'),
         (3, 'EXECUTE',     'FUNCTION outbox.maintain'),

@@ -41,6 +41,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
+#include "vault.h"
 
 /* Sub-ids of the extension object, as lock tags */
 #define LOCK_RING	1			/* rotation, sealing, retirement */
@@ -50,6 +51,7 @@
 
 /* Rows that one round deletes of a kind; the rest waits for the next rounds. */
 #define DELETE_AT_ONCE "1000"
+#define RENEW_AT_ONCE 500
 
 /* Rows are looked for that often, and when a segment was retired; milliseconds.  A worker's other rounds have only segments in mind. */
 #define THOROUGH_INTERVAL 20000
@@ -616,7 +618,7 @@ outbox_ring_full(OutboxFullSegment segments[OUTBOX_SEGMENTS])
 	return n;
 }
 
-/* ---- what else has expired ---- */
+/* ---- what else has expired, or is to be renewed ---- */
 
 /* Rows that somebody has locked are left for another time. */
 static const char delete_ownerless[] =
@@ -643,6 +645,11 @@ static const char delete_kept[] =
 static const char delete_matches[] =
 "DELETE FROM outbox.subscription_match WHERE ctid = ANY (ARRAY(SELECT m.ctid FROM outbox.subscription_match AS m"
 " WHERE NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id < outbox._lowest_id(m.until_clock + 1)) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
+/* Secrets that have stopped signing. */
+static const char delete_secrets[] =
+"DELETE FROM outbox.secret WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.secret AS k"
+" WHERE k.expires_at <= pg_catalog.clock_timestamp() LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 /*
  * Can the log be read without waiting?  A query of it locks every segment and every index.  The locks stay until the transaction ends, as the query's would.
@@ -679,6 +686,15 @@ delete_rows(Round *round, const char *statement, const char *what)
 
 	if (deleted > 0)
 		report(round, "deleted", -1, deleted, what);
+}
+
+static void
+renew_secrets(Round *round)
+{
+	uint64		renewed = outbox_vault_renew(RENEW_AT_ONCE);
+
+	if (renewed > 0)
+		report(round, "encrypted", -1, renewed, "secrets and headers that were plain, or under an older key");
 }
 
 /* Time in slices of half the retention: the part after the current one was last written at least one retention ago. */
@@ -804,6 +820,8 @@ run_round(Round *round)
 		delete_rows(round, delete_kept, "kept events that no delivery points to any more");
 		if (readable)
 			delete_rows(round, delete_matches, "matching rules that no event is old enough for");
+		delete_rows(round, delete_secrets, "secrets that have expired");
+		renew_secrets(round);
 	}
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)
@@ -851,13 +869,14 @@ maintain(bool thorough)
 }
 
 List *
-outbox_ring_maintain(void)
+outbox_ring_maintain(bool thorough)
 {
 	static TimestampTz thorough_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
-	bool		thorough = now < thorough_at || TimestampDifferenceExceeds(thorough_at, now, THOROUGH_INTERVAL);
-	List	   *done = maintain(thorough);
+	List	   *done;
 
+	thorough = thorough || now < thorough_at || TimestampDifferenceExceeds(thorough_at, now, THOROUGH_INTERVAL);
+	done = maintain(thorough);
 	if (thorough)
 		thorough_at = now;
 	return done;

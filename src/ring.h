@@ -12,17 +12,18 @@
 
 typedef struct OutboxMaintenance
 {
-	const char *action;			/* busy | rotated | full | sealed | kept | retired | deleted | emptied */
+	const char *action;			/* busy | rotated | full | sealed | kept | retired | deleted | emptied | encrypted */
 	int			segment;		/* or part of the attempt log; -1: none */
-	int64		count;			/* kept, deleted: rows; rotated, retired, emptied: bytes of the old one */
+	int64		count;			/* kept, deleted, encrypted: rows; rotated, retired, emptied: bytes of the old one */
 	const char *detail;			/* or NULL */
 } OutboxMaintenance;
 
 /*
  * One round of maintenance, in the current transaction: rotates if due, seals what can be sealed, retires what is proven done, clears away what has
- * expired.  Never waits for a lock.  Returns what it did, a list of palloc'd OutboxMaintenance.  Raises in transaction blocks and above READ COMMITTED.
+ * expired, and encrypts secrets that are not under the first key.  A worker's rounds have only segments in mind, but for one now and then, and those that are asked to be `thorough`.
+ * Never waits for a lock.  Returns what it did, a list of palloc'd OutboxMaintenance.  Raises in transaction blocks and above READ COMMITTED.
  */
-extern PGDLLEXPORT List *outbox_ring_maintain(void);
+extern PGDLLEXPORT List *outbox_ring_maintain(bool thorough);
 
 /* A segment that is full: sealed, not current, not empty; and what its retirement depends on. */
 typedef struct OutboxFullSegment

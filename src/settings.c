@@ -26,6 +26,7 @@ PGDLLEXPORT int outbox_segment_age = 0;
 PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
 PGDLLEXPORT int outbox_max_in_flight = 512;
 PGDLLEXPORT char *outbox_source = NULL;
+PGDLLEXPORT char *outbox_secret_key_file = NULL;
 PGDLLEXPORT char *outbox_traceparent = NULL;
 PGDLLEXPORT int outbox_max_databases = 16;
 PGDLLEXPORT int outbox_max_subscriptions = 10000;
@@ -50,6 +51,16 @@ check_source(char **value, void **extra, GucSource source)
 		}
 	}
 	return true;
+}
+
+/* A relative path would lead into the data directory, which is where keys must not be.  Whether the file is fit is seen when it is read. */
+static bool
+check_key_file(char **value, void **extra, GucSource source)
+{
+	if ((*value)[0] == '\0' || is_absolute_path(*value))
+		return true;
+	GUC_check_errdetail("The path must be absolute, and lead out of the data directory.");
+	return false;
 }
 
 static void
@@ -148,6 +159,16 @@ define_traffic(void)
 }
 
 static void
+define_secrets(void)
+{
+	DefineCustomStringVariable("outbox.secret_key_file",
+							   "File with the keys that secrets of subscriptions are encrypted with.",
+							   "One key a line, 32 bytes as base64 or hexadecimal: the first encrypts, all decrypt. An empty string means that secrets are stored as they are.",
+							   &outbox_secret_key_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY, check_key_file, NULL, NULL);
+}
+
+static void
 define_shared_memory(void)
 {
 	DefineCustomIntVariable("outbox.max_databases",
@@ -168,6 +189,7 @@ outbox_settings_define(void)
 	define_switches();
 	define_retention();
 	define_traffic();
+	define_secrets();
 	define_shared_memory();
 	MarkGUCPrefixReserved("outbox");
 }

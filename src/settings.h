@@ -28,6 +28,7 @@ extern PGDLLIMPORT int outbox_segment_age;	/* SIGHUP, s, 0: rotate when it is ol
 extern PGDLLIMPORT int outbox_attempt_log;	/* SIGHUP, enum OutboxAttemptLog: all | failures | none */
 extern PGDLLIMPORT int outbox_max_in_flight;	/* SIGHUP, 512: requests at a time, all subscriptions of a database together */
 extern PGDLLIMPORT char *outbox_source; /* SIGHUP, '': CloudEvents source; empty: urn:outbox:<database name, percent-encoded> */
+extern PGDLLIMPORT char *outbox_secret_key_file; /* SIGHUP, superusers only, '': keys for secrets at rest; empty: they are stored as they are */
 extern PGDLLIMPORT char *outbox_traceparent;	/* USERSET, '': W3C trace context of the events this session enqueues */
 extern PGDLLIMPORT int outbox_max_databases;	/* POSTMASTER, 16: slots in shared memory */
 extern PGDLLIMPORT int outbox_max_subscriptions;	/* POSTMASTER, 10000: all databases together */

@@ -117,7 +117,7 @@ outbox_lane_init(OutboxDatabase *of)
 bool
 outbox_lane_may_send(const OutboxLane *lane)
 {
-	return lane->subscription->active && !lane->disabled && !lane->dropped;
+	return lane->subscription->active && !lane->subscription->unreadable && !lane->disabled && !lane->dropped;
 }
 
 /* Requests' places that are taken. What is fetched for a batch needs one for all. */

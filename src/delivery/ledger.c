@@ -37,7 +37,8 @@ typedef enum NoteKind
 {
 	NOTE_PUT,
 	NOTE_REMOVE,
-	NOTE_DISABLE
+	NOTE_DISABLE,
+	NOTE_ENABLE
 } NoteKind;
 
 typedef struct Note
@@ -180,14 +181,26 @@ outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id)
 	keep_note(note);
 }
 
-void
-outbox_ledger_disable(int32 subscription, const char *reason)
+static void
+note_state(NoteKind kind, int32 subscription, const char *reason)
 {
-	Note	   *note = new_note(NOTE_DISABLE);
+	Note	   *note = new_note(kind);
 
 	note->row.subscription = subscription;
 	note->row.reason = copy(note, reason);
 	keep_note(note);
+}
+
+void
+outbox_ledger_disable(int32 subscription, const char *reason)
+{
+	note_state(NOTE_DISABLE, subscription, reason);
+}
+
+void
+outbox_ledger_enable(int32 subscription, const char *reason)
+{
+	note_state(NOTE_ENABLE, subscription, reason);
 }
 
 int
@@ -226,7 +239,7 @@ outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id)
 	{
 		const Note *note = dlist_container(Note, node, iter.cur);
 
-		if (!note->written && note->kind != NOTE_DISABLE && note->row.subscription == subscription &&
+		if (!note->written && note->kind != NOTE_DISABLE && note->kind != NOTE_ENABLE && note->row.subscription == subscription &&
 			memcmp(&note->row.event_id, event_id, sizeof(pg_uuid_t)) == 0)
 			return true;
 	}
@@ -272,6 +285,17 @@ static OutboxStatement disable = {
 	"UPDATE outbox.subscription s SET state = 'disabled', reason = $2, state_since = pg_catalog.clock_timestamp()"
 	" WHERE s.id = (SELECT l.id FROM outbox.subscription l WHERE l.id = $1 AND l.state = 'active' FOR UPDATE SKIP LOCKED)",
 	2, {INT4OID, TEXTOID}
+};
+
+/* The subquery locks before resume() is called. */
+static OutboxStatement enable = {
+	"SELECT outbox._resume(l.name, true) FROM ("
+	"  SELECT s.name FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'disabled' AND s.reason = $2 FOR UPDATE SKIP LOCKED OFFSET 0) AS l",
+	2, {INT4OID, TEXTOID}
+};
+
+static OutboxStatement is_disabled = {
+	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'disabled' AND s.reason = $2", 2, {INT4OID, TEXTOID}
 };
 
 static OutboxStatement is_active = {
@@ -375,6 +399,18 @@ write_disable(const Note *note)
 	return SPI_processed == 0;
 }
 
+static bool
+write_enable(const Note *note)
+{
+	Datum		values[] = {Int32GetDatum(note->row.subscription), CStringGetTextDatum(note->row.reason)};
+
+	outbox_statement_run(&enable, values, NULL);
+	if (SPI_processed == 1)
+		return true;
+	outbox_statement_run(&is_disabled, values, NULL);
+	return SPI_processed == 0;
+}
+
 /* True if the note needs no other try once this transaction has committed. */
 static bool
 write_note(const Note *note)
@@ -397,6 +433,8 @@ write_note(const Note *note)
 			break;
 		case NOTE_DISABLE:
 			return write_disable(note);
+		case NOTE_ENABLE:
+			return write_enable(note);
 	}
 	return !later;
 }
@@ -488,7 +526,7 @@ outbox_ledger_write(const OutboxCatalog *catalog)
 bool
 outbox_ledger_committed(void)
 {
-	bool		disabled = false;
+	bool		changed = false;
 	dlist_mutable_iter iter;
 
 	if (attempts_context != NULL)
@@ -504,10 +542,10 @@ outbox_ledger_committed(void)
 		dlist_delete(&note->node);
 		n_notes--;
 		n_new_rows -= note->kind == NOTE_PUT && !note->known;
-		disabled |= note->kind == NOTE_DISABLE;
+		changed |= note->kind == NOTE_DISABLE || note->kind == NOTE_ENABLE;
 		MemoryContextDelete(note->context);
 	}
-	return disabled;
+	return changed;
 }
 
 void

@@ -55,6 +55,9 @@ extern void outbox_ledger_put(const OutboxRow *row, bool known);
 extern void outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_ledger_disable(int32 subscription, const char *reason);
 
+/* As resume() does, if it is still disabled for this reason. */
+extern void outbox_ledger_enable(int32 subscription, const char *reason);
+
 /* How many notes wait to be written; how many of those are of rows that do not exist yet. */
 extern int	outbox_ledger_pending(void);
 extern int	outbox_ledger_new_rows(void);
@@ -69,7 +72,7 @@ extern bool outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id);
 
 extern void outbox_ledger_write(const OutboxCatalog *catalog);
 
-/* After that transaction: forget what it wrote (true: it disabled a subscription), or (failed) that it did. */
+/* After that transaction: forget what it wrote (true: it disabled or enabled a subscription), or (failed) that it did. */
 extern bool outbox_ledger_committed(void);
 extern void outbox_ledger_failed(void);
 

@@ -10,11 +10,13 @@
 #include "message.h"
 
 #include <openssl/core_names.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/params.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "../field.h"
 
@@ -309,20 +311,39 @@ add_cloudevent(Lines *lines, const OutboxMessage *message)
 
 /* Verbatim, so checked again here: what reaches libcurl is written to the wire as it is. */
 static void
+add_checked(Lines *lines, const OutboxHeader *header)
+{
+	if (!outbox_field_name_valid(header->name, strlen(header->name)))
+		lines->error = "header name is not a token";
+	else if (outbox_field_name_reserved(header->name, strlen(header->name)))
+		lines->error = "header name is reserved";
+	else if (!outbox_field_value_valid(header->value, strlen(header->value)))
+		lines->error = "header value has a control character or is too long";
+	else
+		add_line(lines, header->name, header->value);
+}
+
+static bool
+is_fixed(const OutboxMessage *message, const char *name)
+{
+	for (int i = 0; i < message->n_fixed; i++)
+	{
+		if (strcasecmp(message->fixed[i].name, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* A producer shall not replace the token that a receiver trusts: the subscription's headers win. */
+static void
 add_own(Lines *lines, const OutboxMessage *message)
 {
+	for (int i = 0; i < message->n_fixed && lines->error == NULL; i++)
+		add_checked(lines, &message->fixed[i]);
 	for (int i = 0; i < message->n_headers && lines->error == NULL; i++)
 	{
-		const OutboxHeader *header = &message->headers[i];
-
-		if (!outbox_field_name_valid(header->name, strlen(header->name)))
-			lines->error = "header name is not a token";
-		else if (outbox_field_name_reserved(header->name, strlen(header->name)))
-			lines->error = "header name is reserved";
-		else if (!outbox_field_value_valid(header->value, strlen(header->value)))
-			lines->error = "header value has a control character or is too long";
-		else
-			add_line(lines, header->name, header->value);
+		if (!is_fixed(message, message->headers[i].name))
+			add_checked(lines, &message->headers[i]);
 	}
 }
 
@@ -340,18 +361,22 @@ text_size(const char *text)
 static bool
 reserve_lines(Lines *lines, const OutboxMessage *message)
 {
-	size_t		slots = FIXED_LINES + (size_t) message->n_headers;
+	size_t		slots = FIXED_LINES + (size_t) message->n_headers + (size_t) message->n_fixed;
 	size_t		bytes = FIXED_SIZE + 3 * (text_size(message->source) + text_size(message->type) + text_size(message->key)) +
 		text_size(message->content_type) + text_size(message->traceparent);
 	size_t		prefix = sizeof(OutboxRequestHeaders) + slots * sizeof(char *);
 
 	for (int i = 0; i < message->n_headers; i++)
 		bytes += strlen(message->headers[i].name) + strlen(message->headers[i].value) + 3;
+	for (int i = 0; i < message->n_fixed; i++)
+		bytes += strlen(message->fixed[i].name) + strlen(message->fixed[i].value) + 3;
 
 	lines->headers = malloc(prefix + bytes);
 	if (lines->headers == NULL)
 		return false;
 	lines->headers->n = 0;
+	lines->headers->size = prefix + bytes;
+	lines->headers->secret = message->n_fixed > 0;
 	lines->headers->lines = (char **) (lines->headers + 1);
 	lines->at = (char *) lines->headers + prefix;
 	lines->end = lines->at + bytes;
@@ -402,5 +427,7 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 void
 outbox_message_headers_free(OutboxRequestHeaders *headers)
 {
+	if (headers != NULL && headers->secret)
+		OPENSSL_cleanse(headers, headers->size);
 	free(headers);
 }

@@ -50,6 +50,8 @@ typedef struct OutboxMessage
 	const char *traceparent;	/* ce-traceparent (the producer's) and traceparent; NULL: none */
 	const OutboxHeader *headers;	/* the event's own */
 	int			n_headers;
+	const OutboxHeader *fixed;	/* the subscription's: they win over the event's own of the same name */
+	int			n_fixed;
 	const void *body;
 	size_t		size;
 	bool		json;			/* body is the text of a jsonb payload … */
@@ -59,7 +61,7 @@ typedef struct OutboxMessage
 /*
  * The header lines ("Name: value", NUL-terminated each, no CR LF) of one attempt, in one malloc'd block: lines[] points into it.
  * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are UTF-8, percent-encoded as the
- * CloudEvents HTTP binding §3.1.3.2 demands; the event's own headers go out verbatim and are checked again.  Of a message whose body is an envelope, the attributes
+ * CloudEvents HTTP binding §3.1.3.2 demands; headers of event and subscription go out verbatim and are checked again.  Of a message whose body is an envelope, the attributes
  * are in there: id, body, headers, and in structured mode traceparent are all that is looked at.
  * NULL and *error (a constant) if something may not be sent: a control character, a reserved name.
  */
@@ -67,6 +69,8 @@ typedef struct OutboxRequestHeaders
 {
 	int			n;
 	char	  **lines;
+	size_t		size;			/* of the block */
+	bool		secret;			/* it has headers of the subscription: wiped before it is freed */
 } OutboxRequestHeaders;
 
 extern OutboxRequestHeaders *outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signers, int n_signers,

@@ -134,8 +134,9 @@ record(bool checkpoint, TimestampTz now)
 	}
 	PG_END_TRY();
 
+	/* resume() changes deliveries too; our own changes do not ring */
 	if (outbox_ledger_committed())
-		work->want_reload = true;
+		work->want_reload = work->want_resync = true;
 	pgstat_report_stat(false);
 
 	/* what is left was put off: somebody has locked the row */

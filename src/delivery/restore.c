@@ -33,6 +33,8 @@
 static OutboxWork *const work = &outbox_work;
 static TimestampTz secrets_until;
 
+#define UNREADABLE_RETRY_MS 30000	/* secrets that cannot be read are tried again, also without a reload of the configuration */
+
 static bool
 is_armed(void)
 {
@@ -179,6 +181,34 @@ outbox_restore_done(OutboxLane *lane)
 	outbox_position_set(&lane->position, &start);
 }
 
+/*
+ * A subscription whose secrets cannot be read is disabled, so that its events wait and everybody sees why.  It was not its operator's wish, so it goes on by
+ * itself when they can be read: the key is back, or they were set anew.
+ */
+static void
+judge_secrets(const OutboxSubscription *subscription)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (subscription->unreadable)
+		secrets_until = Min(secrets_until, TimestampTzPlusMilliseconds(now, UNREADABLE_RETRY_MS));
+	if (subscription->unreadable ? !subscription->active : !subscription->was_unreadable)
+		return;
+	if (!subscription->unreadable)
+		outbox_ledger_enable(subscription->id, OUTBOX_UNREADABLE);
+	else if (!outbox_ledger_disabling(subscription->id))
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("secrets of subscription \"%s\" cannot be read: it is disabled", subscription->name),
+				 errdetail("Its events wait."),
+				 errhint("See the checks secret_key and secrets_unreadable of outbox.health().")));
+		outbox_ledger_disable(subscription->id, OUTBOX_UNREADABLE);
+	}
+	if (work->noted_at == 0)
+		work->noted_at = now;
+}
+
 /* Takes over the tables' configuration: changes take effect at once, for every request not yet started. */
 static List *
 load_subscriptions(void)
@@ -189,7 +219,12 @@ load_subscriptions(void)
 
 	secrets_until = DT_NOEND;
 	foreach(cell, subscriptions)
-		secrets_until = Min(secrets_until, ((OutboxSubscription *) lfirst(cell))->secrets_until);
+	{
+		OutboxSubscription *subscription = lfirst(cell);
+
+		secrets_until = Min(secrets_until, subscription->secrets_until);
+		judge_secrets(subscription);
+	}
 	outbox_dispatch_configure(subscriptions, &added);
 	return added;
 }

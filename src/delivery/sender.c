@@ -234,6 +234,8 @@ send_item(OutboxItem *item, TimestampTz now)
 		return;
 	}
 	fill_message(&message, item->logged);
+	message.fixed = subscription->headers;
+	message.n_fixed = subscription->n_headers;
 	if (subscription->format != OUTBOX_FORMAT_BINARY)
 	{
 		message.format = subscription->format;

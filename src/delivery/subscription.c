@@ -2,7 +2,7 @@
  * The configuration cache.
  *
  * Reads outbox.subscription and what belongs to it into plain structs that the loop can use without a transaction.  Secrets live
- * only here, decoded, and are wiped with their context.
+ * only here, decrypted, and are wiped with their context.  Keys live no longer than it takes to read the secrets of all.
  */
 #include "postgres.h"
 
@@ -13,7 +13,9 @@
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 
+#include "field.h"
 #include "pattern.h"
+#include "vault.h"
 #include "subscription.h"
 
 /* The type of a test event that goes to one subscription only, named in its payload (outbox.ping). */
@@ -28,11 +30,12 @@ static const char load_query[] =
 "       (pg_catalog.date_part('epoch', s.retry_max) * 1e6)::int8, s.retry_jitter, s.max_attempts,"
 "       (pg_catalog.date_part('epoch', s.give_up_after) * 1e6)::int8, s.fatal_statuses, s.types, s.tenant,"
 "       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after,"
-"       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8"
+"       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8,"
+"       s.state = 'disabled' AND s.reason = '" OUTBOX_UNREADABLE "'"
 "  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
 
 static const char secrets_query[] =
-"SELECT k.subscription_id, k.secret, k.expires_at FROM outbox.secret k"
+"SELECT k.subscription_id, k.secret, k.expires_at, k.kind, k.key_id FROM outbox.secret k"
 " WHERE k.expires_at IS NULL OR k.expires_at > pg_catalog.clock_timestamp() ORDER BY k.subscription_id, k.id DESC";
 
 static const char matches_query[] =
@@ -172,6 +175,17 @@ load_retry(OutboxRetryPolicy *retry, int row)
 	retry->give_up_after = integer(row, 19);
 }
 
+static void
+wipe(void *arg)
+{
+	OutboxSubscription *subscription = arg;
+
+	for (int i = 0; i < subscription->n_signers; i++)
+		outbox_signer_free(subscription->signers[i]);
+	if (subscription->header_lines != NULL)
+		outbox_vault_wipe(subscription->header_lines, subscription->header_size);
+}
+
 static OutboxSubscription *
 load_one(int64 epoch, int row)
 {
@@ -182,6 +196,9 @@ load_one(int64 epoch, int row)
 	Datum		after;
 
 	subscription->context = context;
+	subscription->callback.func = wipe;
+	subscription->callback.arg = subscription;
+	MemoryContextRegisterResetCallback(context, &subscription->callback);
 	subscription->pins = 1;
 	subscription->id = integer(row, 1);
 	subscription->name = string(row, 2);
@@ -201,6 +218,7 @@ load_one(int64 epoch, int row)
 	subscription->has_start_after = !null;
 	if (!null)
 		subscription->start_after = *DatumGetUUIDP(after);
+	subscription->was_unreadable = boolean(row, 32);
 	subscription->secrets_until = DT_NOEND;
 	MemoryContextSwitchTo(old);
 	return subscription;
@@ -225,30 +243,101 @@ by_id(OutboxSubscription **all, int n, int32 id)
 	return NULL;
 }
 
-/* The newest secrets sign; an expiring one does until it expires. */
+static void
+add_signer(OutboxSubscription *subscription, const unsigned char *key, Size size)
+{
+	OutboxSigner *signer;
+
+	if (subscription->n_signers == OUTBOX_MAX_SECRETS)
+		return;
+	signer = outbox_signer_create(key, size);
+	if (signer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not prepare a signing key of subscription \"%s\"", subscription->name)));
+	subscription->signers[subscription->n_signers++] = signer;
+}
+
+/* Lines "name: value", each with a newline (_header_lines); checked again, for with a wrong one every event would become a dead letter. */
+static void
+take_headers(OutboxSubscription *subscription, const unsigned char *lines, Size size)
+{
+	char	   *line = MemoryContextAlloc(subscription->context, size + 1);
+	char	   *end = line + size;
+	int			n = 0;
+
+	memcpy(line, lines, size);
+	*end = '\0';
+	subscription->header_lines = line;
+	subscription->header_size = size;
+	for (char *c = line; c < end; c++)
+		n += *c == '\n';
+	subscription->headers = MemoryContextAlloc(subscription->context, Max(n, 1) * sizeof(OutboxHeader));
+	while (line < end)
+	{
+		char	   *newline = strchr(line, '\n');
+		char	   *colon = strstr(line, ": ");
+
+		if (newline == NULL || colon == NULL || colon > newline)
+		{
+			subscription->unreadable = true;
+			return;
+		}
+		*newline = *colon = '\0';
+		if (!outbox_field_name_valid(line, strlen(line)) || outbox_field_name_reserved(line, strlen(line)) ||
+			!outbox_field_value_valid(colon + 2, strlen(colon + 2)))
+			subscription->unreadable = true;
+		subscription->headers[subscription->n_headers].name = line;
+		subscription->headers[subscription->n_headers++].value = colon + 2;
+		line = newline + 1;
+	}
+}
+
+/* The newest secrets sign; an expiring one does until it expires.  One that cannot be read stops its subscription: what it would send would be refused, or worse, accepted. */
+static void
+load_secret(OutboxSubscription *subscription, const OutboxKeyring *keyring, int row)
+{
+	bool		null;
+	bytea	   *stored = DatumGetByteaPP(column(row, 2, &null));
+	char	   *kind = string(row, 4);
+	Size		size;
+	unsigned char *plain = outbox_vault_read(keyring, kind, subscription->id, string(row, 5), stored, &size);
+	Datum		expires = column(row, 3, &null);
+
+	if (!null)
+		subscription->secrets_until = Min(subscription->secrets_until, DatumGetTimestampTz(expires));
+	if (plain == NULL)
+	{
+		subscription->unreadable = true;
+		return;
+	}
+	if (strcmp(kind, "signing") == 0)
+		add_signer(subscription, plain, size);
+	else
+		take_headers(subscription, plain, size);
+	outbox_vault_wipe(plain, size);
+	pfree(plain);
+}
+
 static void
 load_secrets(OutboxSubscription **all, int n)
 {
+	OutboxKeyring *keyring = outbox_keyring_open();
+
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		OutboxSubscription *subscription = by_id(all, n, integer(i, 1));
-		bool		null;
-		bytea	   *key;
-		Datum		expires;
 
-		if (subscription == NULL || subscription->n_signers == OUTBOX_MAX_SECRETS)
-			continue;
-		key = DatumGetByteaPP(column(i, 2, &null));
-		subscription->signers[subscription->n_signers] =
-			outbox_signer_create((unsigned char *) VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
-		if (subscription->signers[subscription->n_signers] == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_OUT_OF_MEMORY),
-					 errmsg("could not prepare a signing key of subscription \"%s\"", subscription->name)));
-		subscription->n_signers++;
-		expires = column(i, 3, &null);
-		if (!null)
-			subscription->secrets_until = Min(subscription->secrets_until, DatumGetTimestampTz(expires));
+		if (subscription != NULL)
+			load_secret(subscription, keyring, i);
+	}
+	outbox_keyring_close(keyring);
+
+	for (int i = 0; i < n; i++)
+	{
+		/* somebody has deleted it: receivers would refuse what is not signed */
+		if (all[i]->n_signers == 0)
+			all[i]->unreadable = true;
 	}
 }
 
@@ -324,8 +413,6 @@ outbox_subscription_unpin(OutboxSubscription *subscription)
 {
 	if (--subscription->pins > 0)
 		return;
-	for (int i = 0; i < subscription->n_signers; i++)
-		outbox_signer_free(subscription->signers[i]);
 	MemoryContextDelete(subscription->context);
 }
 

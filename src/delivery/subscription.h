@@ -21,11 +21,14 @@ typedef struct OutboxMatch
 typedef struct OutboxSubscription
 {
 	MemoryContext context;
+	MemoryContextCallback callback; /* wipes its secrets with the context */
 	int			pins;
 
 	int32		id;
 	char	   *name;
 	bool		active;			/* neither paused nor disabled */
+	bool		unreadable;		/* its secrets cannot be read: nothing may be sent … */
+	bool		was_unreadable; /* … and could not: it is disabled for that */
 	bool		ordered;		/* ordering = key */
 	bool		block_on_dead;
 	int			max_in_flight;
@@ -38,6 +41,10 @@ typedef struct OutboxSubscription
 	OutboxRetryPolicy retry;
 	int			n_signers;
 	OutboxSigner *signers[OUTBOX_MAX_SECRETS];
+	int			n_headers;		/* sent with every request */
+	OutboxHeader *headers;
+	char	   *header_lines;	/* what they point into; wiped with it */
+	Size		header_size;
 	TimestampTz secrets_until;	/* when the next secret expires; DT_NOEND: none does */
 
 	OutboxMatch match;
@@ -50,6 +57,9 @@ typedef struct OutboxSubscription
 	bool		has_start_after;
 	pg_uuid_t	start_after;
 } OutboxSubscription;
+
+/* Reason of a subscription that is disabled because its secrets cannot be read.  It goes on by itself when they can. */
+#define OUTBOX_UNREADABLE "secret unreadable"
 
 /* All push subscriptions, in CurrentMemoryContext's list; each pinned once.  In a transaction with SPI connected. */
 extern List *outbox_subscription_load(int64 epoch);

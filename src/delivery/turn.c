@@ -26,6 +26,7 @@
 
 static OutboxWork *const work = &outbox_work;
 static TimestampTz maintained_at;
+static bool want_renewal = true; /* secrets may be under another key than the first */
 
 void
 outbox_turn_start(OutboxDatabase *database)
@@ -53,24 +54,31 @@ outbox_turn_over(void)
 static void
 maintain_step(TimestampTz now)
 {
-	if (!TimestampDifferenceExceeds(maintained_at, now, outbox_maintenance_interval * 1000) ||
+	if ((!want_renewal && !TimestampDifferenceExceeds(maintained_at, now, outbox_maintenance_interval * 1000)) ||
 		!outbox_work_step(OUTBOX_STEP_MAINTAIN, now))
 		return;
 	maintained_at = now;
 	outbox_backlog_step();
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
 	{
+		bool		again = false;
 		ListCell   *cell;
 
 		PushActiveSnapshot(GetTransactionSnapshot());
-		foreach(cell, outbox_ring_maintain())
+		foreach(cell, outbox_ring_maintain(want_renewal))
 		{
-			if (strcmp(((OutboxMaintenance *) lfirst(cell))->action, "deleted") == 0)
+			const char *action = ((OutboxMaintenance *) lfirst(cell))->action;
+
+			if (strcmp(action, "deleted") == 0)
 				work->want_resync = true;	/* a dead letter that held back its key may be gone */
+			again |= strcmp(action, "encrypted") == 0;	/* perhaps not all of them */
 		}
 		PopActiveSnapshot();
 		outbox_work_commit();
+		want_renewal = again;
 	}
+	else if (!outbox_auto_maintain)
+		want_renewal = false;
 	if (outbox_cursors_has_old() && outbox_recorder_complete() && outbox_work_begin("emptying old cursors"))
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -105,6 +113,8 @@ time_to_wait(TimestampTz now)
 	if (outbox_sender_can_send())
 		return 0;
 	next = Min(next, Min(outbox_recorder_next(), outbox_item_next_due()));
+	if (want_renewal)
+		next = Min(next, work->not_before[OUTBOX_STEP_MAINTAIN]);
 	if (work->want_reload)
 		next = Min(next, work->not_before[OUTBOX_STEP_RELOAD]);
 	wait = next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
@@ -141,6 +151,13 @@ outbox_turn_run(uint32 reasons)
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(work->context);
 	return idle && !work->over ? time_to_wait(now) : 0;
+}
+
+void
+outbox_turn_reloaded(void)
+{
+	work->want_reload = true;
+	want_renewal = true;
 }
 
 void

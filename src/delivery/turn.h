@@ -21,6 +21,9 @@ extern long outbox_turn_run(uint32 reasons);
 /* This database is no longer ours: not armed, or the extension is gone. */
 extern bool outbox_turn_over(void);
 
+/* The configuration file was read again: there may be other keys for secrets. */
+extern void outbox_turn_reloaded(void);
+
 /* A turn raised. */
 extern void outbox_turn_failed(void);
 

@@ -171,6 +171,7 @@ loop(void)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			outbox_turn_reloaded();
 		}
 		if (outbox_bell_must_yield(database))
 			leave(OUTBOX_END_YIELD, "a command needs the database for itself");

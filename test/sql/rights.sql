@@ -82,6 +82,7 @@ SELECT outbox.subscribe('public', 'https://example.com/secret-path') IS NOT NULL
 SELECT command, refusal(command) FROM unnest(ARRAY[
     'SELECT outbox.subscribe(''private'', ''http://localhost/'', network => ''private'')', 'SELECT outbox.alter_subscription(''public'', network => ''private'')',
     'SELECT outbox.alter_subscription(''public'', timeout => ''1 min'')', 'SELECT outbox.pause(''public'')', 'SELECT outbox.resume(''public'')', 'SELECT outbox.ping(''public'')',
+    'SELECT outbox.rotate_secret(''public'')', 'SELECT outbox._rotate_secret(''public'', ''0'', NULL, true)', 'SELECT outbox._secret_states(NULL)', 'SELECT outbox._encrypt(''signing'', 1, ''x'')',
     'SELECT FROM outbox.secret', 'SELECT FROM outbox.subscription', 'SELECT FROM outbox.event', 'SELECT outbox.redrive(''public'')', 'SELECT outbox.start()', 'SELECT outbox.enqueue(''a'', ''{}'')',
     'SELECT outbox._secret_text(''x'')', 'SELECT outbox.grant_role(''regress_outbox_manager'', ''operator'')']) AS command;
 SELECT name, url FROM outbox.subscription_status;
@@ -94,7 +95,7 @@ SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.secret', 
     'SELECT outbox.redrive(''private'')', 'SELECT FROM outbox.health()', 'SELECT outbox.grant_role(''regress_outbox_nobody'', ''manager'')', 'UPDATE outbox.operation SET count = 0']) AS command;
 SET ROLE regress_outbox_manager;
 SELECT command, refusal(command) FROM unnest(ARRAY['SELECT outbox.alter_subscription(''private'', url => ''http://10.0.0.1/'')', 'SELECT outbox.alter_subscription(''private'', reset => ''{network}'')',
-    'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
+    'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.rotate_secret(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
 RESET ROLE;
 
 \echo -- a function that belongs to a manager has the rights of a manager, whoever calls it; one that belongs to an operator, those of an operator
@@ -105,7 +106,7 @@ RESET ROLE;
 SELECT command, refusal(format('SELECT regress_outbox.deputy(%L)', command)) FROM unnest(ARRAY[
     'SELECT outbox.subscribe(''trojan'', ''http://127.0.0.1/'', network => ''private'')', 'SELECT outbox.alter_subscription(''public'', network => ''private'')',
     'SELECT outbox.alter_subscription(''private'', url => ''http://127.0.0.1/'')', 'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')',
-    'SELECT outbox.unsubscribe(''private'')', 'SELECT outbox._pause(''private'', NULL, true)', 'SELECT outbox.pause(''public'')', 'SELECT outbox.resume(''public'')']) AS command;
+    'SELECT outbox.rotate_secret(''private'')', 'SELECT outbox.unsubscribe(''private'')', 'SELECT outbox._pause(''private'', NULL, true)', 'SELECT outbox.pause(''public'')', 'SELECT outbox.resume(''public'')']) AS command;
 ALTER FUNCTION regress_outbox.deputy(text) OWNER TO regress_outbox_operator;
 SET ROLE regress_outbox_manager;
 GRANT USAGE ON SCHEMA regress_outbox TO regress_outbox_operator;
@@ -116,7 +117,7 @@ DROP SCHEMA regress_outbox CASCADE;
 \echo -- a consumer reads the status views
 SET ROLE regress_outbox_consumer;
 SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.subscription_status', 'SELECT FROM outbox.delivery_status', 'SELECT FROM outbox.dead_letter', 'SELECT FROM outbox.blocked_key',
-    'SELECT FROM outbox.attempt', 'SELECT FROM outbox.event_status(''00000000-0000-7000-8000-000000000000'')', 'SELECT FROM outbox.event', 'SELECT outbox.pause(''public'')']) AS command;
+    'SELECT FROM outbox.attempt', 'SELECT FROM outbox.event_status(''00000000-0000-7000-8000-000000000000'')', 'SELECT FROM outbox.event', 'SELECT outbox.pause(''public'')', 'SELECT outbox.rotate_secret(''public'')', 'SELECT FROM outbox.secret']) AS command;
 RESET ROLE;
 
 \echo -- recorded under the role that acts

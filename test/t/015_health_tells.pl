@@ -10,7 +10,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = outbox_node('main', conf => [ "outbox.maintenance_interval = '1s'", "outbox.event_retention = '1s'", "outbox.segment_age = '1s'", "outbox.segment_size = '1MB'" ]);
+my $node = outbox_node('main', key => 1, conf => [ "outbox.maintenance_interval = '1s'", "outbox.event_retention = '1s'", "outbox.segment_age = '1s'", "outbox.segment_size = '1MB'" ]);
 my $receiver = Outbox::Receiver->new;
 
 sub sql { my ($sql, $database) = @_; return $node->safe_psql($database // 'postgres', $sql) }
@@ -30,7 +30,7 @@ subscribe($node, 'fine', $receiver->url('/ok?fine'), types => [ 'fine', 'large' 
 wait_status($node, enqueue($node, 'fine', 1), 'fine', 'delivered');
 wait_for(sub { sql(q{SELECT count(*) FROM outbox.health() WHERE status <> 'ok'}) eq '0' }, 'health');
 is(sql(q{SELECT string_agg(check_name || ' ' || status, ', ') FROM outbox.health() WHERE status <> 'ok'}), '', 'nothing is wrong');
-is(sql('SELECT count(*) FROM outbox.health()'), '15', 'in fifteen checks');
+is(sql('SELECT count(*) FROM outbox.health()'), '18', 'in eighteen checks');
 
 # tick_age: a worker that hangs
 my $worker = worker_pid($node);

@@ -1,4 +1,4 @@
-# The path of a URL and a signing secret are secrets: calls that subscribe or change a subscription leave neither in the server log, whether they succeed or fail.
+# The path of a URL, a signing secret and static headers are secrets: calls that subscribe or change a subscription leave none of them in the server log, whether they succeed or fail.
 use strict;
 use warnings;
 
@@ -17,6 +17,7 @@ $node->safe_psql('postgres', q{
 });
 my $secret = 'whsec_SECRETSECRETSECRETSECRETSECRETSE';
 my $url = 'https://example.com/T0/hidden-path';
+my $headers = q(headers => '{"Authorization": "Bearer hidden-token"}');
 
 sub run
 {
@@ -33,7 +34,7 @@ sub run
 	{
 		is($status, 0, "$what: accepted") or diag $err;
 	}
-	unlike($log, qr/SECRETSECRET|hidden-path/, "$what: without secrets in the log");
+	unlike($log, qr/SECRETSECRET|hidden-path|hidden-token/, "$what: without secrets in the log");
 }
 
 run('subscribe', undef, "SELECT outbox.subscribe('one', '$url', secret => '$secret')");
@@ -49,6 +50,20 @@ run('alter: name', '42704', "SELECT outbox.alter_subscription('nobody', url => '
 run('alter: network', '42501', "SET ROLE manager; SELECT outbox.alter_subscription('one', url => '$url', network => 'private')");
 run('read-only', '25006', "BEGIN READ ONLY; SELECT outbox.subscribe('two', '$url', secret => '$secret')");
 run('in a string', '22023', "SELECT dynamic(\$\$SELECT outbox.subscribe('two', '$url', timeout => '1 h', secret => '$secret')\$\$)");
+
+run('rotate_secret', undef, "SELECT outbox.rotate_secret('one', secret => '$secret')");
+run('rotate: overlap', '22023', "SELECT outbox.rotate_secret('one', '31 d', '$secret')");
+run('rotate: secret', '22023', "SELECT outbox.rotate_secret('one', secret => '${secret}!')");
+run('rotate: name', '42704', "SELECT outbox.rotate_secret('nobody', secret => '$secret')");
+run('rotate: too many', '54000', "SELECT outbox.rotate_secret('one'), outbox.rotate_secret('one'), outbox.rotate_secret('one', secret => '$secret')");
+run('headers', undef, "SELECT outbox.alter_subscription('one', $headers)");
+run('subscribe with headers', undef, "SELECT outbox.subscribe('three', '$url', $headers)");
+run('headers: option', '22023', "SELECT outbox.alter_subscription('one', $headers, timeout => '1 h')");
+run('headers: name in use', '42710', "SELECT outbox.subscribe('one', '$url', $headers)");
+run("headers: $_->[0]", '22023', "SELECT outbox.alter_subscription('one', headers => '$_->[1]')")
+	for [ name => '{"a b": "hidden-token"}' ], [ reserved => '{"Cookie": "hidden-token"}' ], [ twice => '{"x": "1", "X": "hidden-token"}' ], [ value => '{"x": " hidden-token"}' ],
+	[ control => '{"x": "hidden-token\\u0007"}' ], [ array => '["hidden-token"]' ], [ nested => '{"x": ["hidden-token"]}' ];
+run('headers: in a string', '22023', "SELECT dynamic(\$\$SELECT outbox.alter_subscription('one', $headers, timeout => '1 h')\$\$)");
 
 # a lock that is waited for in vain, and logged while it is
 my $holder = session($node);

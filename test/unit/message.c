@@ -150,6 +150,39 @@ test_full(void)
 	outbox_signer_free(signer);
 }
 
+/* What the subscription sends with every request wins over what the event brings. */
+static void
+test_fixed(void)
+{
+	static const OutboxHeader own[] = {{"authorization", "Bearer forged"}, {"X-One", "1"}};
+	static const OutboxHeader fixed[] = {{"Authorization", "Bearer s3cret"}, {"X-Two", "2"}};
+	static const OutboxHeader bad[][1] = {{{"Host", "s3cret"}}, {{"a b", "s3cret"}}, {{"X", "s3cret\r\nHost: evil"}}};
+	OutboxMessage message = plain_message();
+	const char *error = NULL;
+	OutboxRequestHeaders *headers;
+
+	message.headers = own;
+	message.n_headers = 2;
+	message.fixed = fixed;
+	message.n_fixed = 2;
+	headers = outbox_message_headers(&message, NULL, 0, VECTOR_TIMESTAMP, span, &error);
+	has(headers, "Authorization", "Bearer s3cret");
+	has(headers, "authorization", NULL);
+	has(headers, "X-One", "1");
+	has(headers, "X-Two", "2");
+	outbox_message_headers_free(headers);
+
+	message.n_fixed = 1;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+	{
+		message.fixed = bad[i];
+		error = NULL;
+		headers = outbox_message_headers(&message, NULL, 0, VECTOR_TIMESTAMP, span, &error);
+		ok(headers == NULL && error != NULL && strstr(error, "s3cret") == NULL, "a subscription's header that may not be sent is refused, and not repeated: %s", error);
+		outbox_message_headers_free(headers);
+	}
+}
+
 typedef struct Encoding
 {
 	const char *value;
@@ -333,6 +366,7 @@ main(void)
 	test_signature();
 	test_plain();
 	test_full();
+	test_fixed();
 	test_encoding();
 	test_size();
 	test_times();

@@ -4,7 +4,7 @@ package Outbox::Test;
 use strict;
 use warnings;
 
-use Digest::SHA qw(hmac_sha256);
+use Digest::SHA qw(hmac_sha256 sha256);
 use Exporter 'import';
 use MIME::Base64 qw(decode_base64 encode_base64);
 use PostgreSQL::Test::Cluster;
@@ -16,10 +16,11 @@ use Outbox::Ledger;
 use Outbox::Receiver;
 use Outbox::Session;
 
-our @EXPORT = qw(outbox_node install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
+our @EXPORT = qw(outbox_node key_file new_key install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
 	start_producers stop_producers finish_producers check_ledger);
 
-# A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries).
+# A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries),
+# key (true: with a file of keys for secrets).
 sub outbox_node
 {
 	my ($name, %options) = @_;
@@ -28,11 +29,29 @@ sub outbox_node
 	$node->append_conf('postgresql.conf', join "\n",
 		"shared_preload_libraries = '" . join(',', 'outbox', @{ $options{preload} // [] }) . "'",
 		'max_worker_processes = 16', 'max_prepared_transactions = 10', 'fsync = on', 'autovacuum_naptime = 1s', 'restart_after_crash = on',
-		@{ $options{conf} // [] }, '');
+		$options{key} ? "outbox.secret_key_file = '" . key_file($node, new_key()) . "'" : (), @{ $options{conf} // [] }, '');
 	$node->start;
 	install($node, 'postgres', %options);
 	return $node;
 }
+
+# The file with the keys of a node, outside its data directory, after writing these keys to it; without any, it is only named.
+sub key_file
+{
+	my ($node, @keys) = @_;
+	my $file = $node->basedir . '/outbox.key';
+	return $file unless @keys;
+	my $mask = umask 077;
+	open my $out, '>', "$file.new" or die "cannot write $file: $!";
+	print $out "$_\n" for @keys;
+	close $out or die;
+	umask $mask;
+	rename "$file.new", $file or die;
+	return $file;
+}
+
+my $keys = 0;
+sub new_key { return encode_base64(sha256(join ' ', time, $$, ++$keys), '') }
 
 sub install
 {
