@@ -57,8 +57,8 @@ CREATE TABLE outbox.event (
     type         text        NOT NULL,
     key          text,                   -- ordering key
     tenant       text,
-    payload      jsonb,                  -- either this …
-    body         bytea,                  -- … or this, with its content_type
+    payload      jsonb,                  -- either this ...
+    body         bytea,                  -- ... or this, with its content_type
     content_type text,
     headers      jsonb,                  -- object of strings
     traceparent  text                    -- W3C trace context of the producer
@@ -77,7 +77,7 @@ BEGIN
 END
 $make_segments$;
 
-COMMENT ON TABLE outbox.event IS 'The event log: every event recorded and not yet retired. Insert-only; written by enqueue() alone. Its rows are in the segments event_0 … event_15.';
+COMMENT ON TABLE outbox.event IS 'The event log: every event recorded and not yet retired. Insert-only; written by enqueue() alone. Its rows are in the segments event_0 ... event_15.';
 COMMENT ON COLUMN outbox.event.id IS 'UUID version 7, strictly increasing within the database; also webhook-id and ce-id';
 COMMENT ON COLUMN outbox.event.xid IS 'The transaction that recorded it (top level)';
 COMMENT ON COLUMN outbox.event.epoch IS 'The installation that recorded it: epoch()';
@@ -371,7 +371,7 @@ BEGIN
 END
 $make_attempts$;
 
-COMMENT ON TABLE outbox.attempt_log IS 'The attempt log, as the worker writes it; read the view attempt. Rows are in attempt_log_0 … attempt_log_3.';
+COMMENT ON TABLE outbox.attempt_log IS 'The attempt log, as the worker writes it; read the view attempt. Rows are in attempt_log_0 ... attempt_log_3.';
 COMMENT ON COLUMN outbox.attempt_log.event_id IS 'The event';
 COMMENT ON COLUMN outbox.attempt_log.at IS 'When the attempt began';
 COMMENT ON COLUMN outbox.attempt_log.subscription_id IS 'To whom';
@@ -424,10 +424,10 @@ CREATE TABLE outbox.gap (
     reason           text        NOT NULL,
     subscription_id  integer     NOT NULL,
     epoch            bigint      NOT NULL,
-    base             pg_snapshot,              -- the old position, as in cursor and tick …
+    base             pg_snapshot,              -- the old position, as in cursor and tick ...
     upper            pg_snapshot,
     after            uuid,
-    until            pg_snapshot               -- … and what the tick of the new one sees
+    until            pg_snapshot               -- ... and what the tick of the new one sees
 );
 CREATE INDEX gap_subscription_id_idx ON outbox.gap (subscription_id);
 SELECT pg_catalog.pg_extension_config_dump('outbox.gap', '');
@@ -567,7 +567,7 @@ COMMENT ON FUNCTION outbox._event_time(uuid) IS 'The instant in an event id, to 
 
 -- ===== producing =========================================================================================================
 
--- For ORMs: INSERT INTO outbox.new_event (type, payload) VALUES (…) RETURNING id. The view itself never shows a row.
+-- For ORMs: INSERT INTO outbox.new_event (type, payload) VALUES (...) RETURNING id. The view itself never shows a row.
 
 -- A session with session_replication_role = replica fires no trigger of a view, and the insert would vanish without a word. What is evaluated all the same says so: the check of
 -- the id's domain when a NULL is given or filled in, the default when COPY leaves the column out.
@@ -2217,7 +2217,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (0, 'EXECUTE',     'FUNCTION outbox._check_capture_source'),
         (0, 'EXECUTE',     'FUNCTION outbox._check_capture_columns'),
         (0, 'EXECUTE',     'FUNCTION outbox._check_capture_type'),
-        (0, 'SELECT (id)', 'TABLE outbox.new_event'),        -- for INSERT … RETURNING id
+        (0, 'SELECT (id)', 'TABLE outbox.new_event'),        -- for INSERT ... RETURNING id
         (1, 'USAGE',       'SCHEMA outbox'),
         (1, 'SELECT',      'TABLE outbox.subscription_status'),
         (1, 'EXECUTE',     'FUNCTION outbox._lag'),
