@@ -23,6 +23,7 @@
 #include "recorder.h"
 #include "sender.h"
 #include "settings.h"
+#include "utf8.h"
 #include "work.h"
 
 #define SEND_AT_ONCE 256		/* requests started before the loop looks at the network again */
@@ -49,8 +50,11 @@ static char *
 make_source(void)
 {
 	StringInfoData urn;
-	const char *name = get_database_name(MyDatabaseId);
+	char	   *name = get_database_name(MyDatabaseId);
+	size_t		size = strlen(name);
+	bool		sure;
 
+	name = outbox_utf8(name, &size, &sure);
 	initStringInfo(&urn);
 	appendStringInfoString(&urn, "urn:outbox:");
 	for (const unsigned char *c = (const unsigned char *) name; *c != '\0'; c++)
@@ -103,17 +107,17 @@ fill_message(OutboxMessage *message, const OutboxLoggedEvent *logged)
 	message->format = OUTBOX_FORMAT_BINARY;
 	memcpy(message->id, logged->id_text, OUTBOX_ID_TEXT);
 	message->source = outbox_source[0] != '\0' ? outbox_source : source;
-	message->type = logged->event.type;
-	message->key = logged->event.key;
+	message->type = logged->type;
+	message->key = logged->key;
 	message->created_at = logged->event.created_at + to_unix;
-	message->content_type = logged->event.content_type;
+	message->content_type = logged->content_type;
 	message->traceparent = logged->event.traceparent;
 	message->headers = logged->headers;
 	message->n_headers = logged->n_headers;
-	message->body = logged->event.body;
-	message->size = logged->event.body_size;
+	message->body = logged->body;
+	message->size = logged->body_size;
 	message->json = logged->event.json;
-	message->utf8 = true;
+	message->utf8 = logged->utf8;
 }
 
 /* ---- envelopes ---- */

@@ -30,6 +30,7 @@
 #include "event_id.h"
 #include "ledger.h"
 #include "tick.h"
+#include "utf8.h"
 
 #define CHUNK_EVENTS 512
 #define CHUNK_BYTES ((Size) 1024 * 1024)
@@ -345,6 +346,17 @@ uuid_text(const pg_uuid_t *id, char *out)
 	*out = '\0';
 }
 
+static char *
+to_utf8(OutboxLoggedEvent *logged, char *text)
+{
+	size_t		size;
+
+	if (text == NULL)
+		return NULL;
+	size = strlen(text);
+	return outbox_utf8(text, &size, &logged->utf8);
+}
+
 /* The producer's headers, an object of strings, as an array. */
 static void
 unpack_headers(OutboxLoggedEvent *logged)
@@ -363,7 +375,7 @@ unpack_headers(OutboxLoggedEvent *logged)
 		if (token == WJB_KEY)
 			logged->headers[logged->n_headers].name = pnstrdup(value.val.string.val, value.val.string.len);
 		else if (token == WJB_VALUE && value.type == jbvString)
-			logged->headers[logged->n_headers++].value = pnstrdup(value.val.string.val, value.val.string.len);
+			logged->headers[logged->n_headers++].value = to_utf8(logged, pnstrdup(value.val.string.val, value.val.string.len));
 	}
 }
 
@@ -373,6 +385,14 @@ work_out(OutboxLoggedEvent *logged)
 	uuid_text(&logged->event.id, logged->id_text);
 	if (logged->event.key != NULL)
 		logged->key_hash = hash_bytes_extended((unsigned char *) logged->event.key, strlen(logged->event.key), 0);
+	logged->utf8 = true;
+	logged->type = to_utf8(logged, logged->event.type);
+	logged->key = to_utf8(logged, logged->event.key);
+	logged->content_type = to_utf8(logged, logged->event.content_type);
+	logged->body = logged->event.body;
+	logged->body_size = logged->event.body_size;
+	if (logged->event.json)
+		logged->body = outbox_utf8(logged->body, &logged->body_size, &logged->utf8);
 	unpack_headers(logged);
 }
 

@@ -43,8 +43,16 @@ typedef struct OutboxLoggedEvent
 	OutboxEvent event;
 	char		id_text[OUTBOX_ID_TEXT];
 	uint64		key_hash;
+
+	/* as it is sent: in UTF-8, if it is sure what that is */
+	char	   *type;
+	char	   *key;
+	char	   *content_type;
+	char	   *body;
+	Size		body_size;
 	OutboxHeader *headers;
 	int			n_headers;
+	bool		utf8;
 } OutboxLoggedEvent;
 
 /* A subscription that already has a delivery row for an event of a chunk: it must not enter again. */
