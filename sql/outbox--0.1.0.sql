@@ -1939,7 +1939,7 @@ SELECT s.name,
        r.last_success_at,
        r.last_error_at,
        r.last_error,
-       (SELECT '…' OPERATOR(pg_catalog.||) k.hint[1] FROM outbox.secret AS k
+       (SELECT '...' OPERATOR(pg_catalog.||) k.hint[1] FROM outbox.secret AS k
          WHERE k.subscription_id OPERATOR(pg_catalog.=) s.id AND k.kind OPERATOR(pg_catalog.=) 'signing' ORDER BY k.id USING OPERATOR(pg_catalog.>) LIMIT 1) AS secret_hint,
        (SELECT k.hint FROM outbox.secret AS k
          WHERE k.subscription_id OPERATOR(pg_catalog.=) s.id AND k.kind OPERATOR(pg_catalog.=) 'headers' ORDER BY k.id USING OPERATOR(pg_catalog.>) LIMIT 1) AS header_names
