@@ -26,6 +26,8 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 #include <pthread.h>
 #include <signal.h>
@@ -34,6 +36,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -42,7 +45,10 @@
 #define MAX_HEADER_LINES 100	/* of one exchange, interim answers and trailers included */
 #define MAX_HEADER_BYTES (32 * 1024)
 #define MAX_BODY_BYTES (64 * 1024)
+#define MAX_SHOWN 76			/* bytes of scheme and host in an error text: the rest of it has room for the cause */
 #define MAX_RESOLVING 128		/* names in resolution at once: a thread each */
+#define ABANDONED_SECONDS 5		/* so long a resolution that was given up counts as going on: libc may take 10 s and more */
+#define MAX_DESCRIPTORS 65536	/* more than anybody needs, should the limit be "none" */
 #define DNS_CACHE_SECONDS 60L
 #define MAX_IDLE_SECONDS 55L	/* below the minute after which many servers close */
 #define MAX_CONNECTION_SECONDS 600L /* new addresses and renewed certificates take effect */
@@ -62,6 +68,14 @@ typedef struct Origin
 	size_t		shown;			/* so much of the name may be shown: scheme://host */
 	char		name[];			/* scheme://host:port */
 } Origin;
+
+/* A resolution whose transfer could not wait for it: its thread goes on. */
+typedef struct Abandoned
+{
+	struct Abandoned *next;
+	Origin	   *origin;
+	int64_t		until;
+} Abandoned;
 
 typedef struct Transfer
 {
@@ -89,13 +103,14 @@ typedef struct Transfer
 	bool		dialled;		/* at least one address was permitted */
 	bool		asked;			/* connected: the request goes out */
 	const char *blocked;		/* why an address was refused */
-	const char *bound;			/* which bound the answer broke */
+	const char *bound;			/* which bound the answer broke, or connecting */
 	int			n_header_lines;
 	size_t		header_bytes;
 	size_t		body_bytes;
 	int			status;			/* of a final answer with complete header section, else 0 */
 	bool		has_retry_after;
 	char		retry_after[64];
+	char		detail[CURL_ERROR_SIZE];	/* libcurl's own words; may hold what the far side said, so never shown */
 } Transfer;
 
 struct OutboxHttp
@@ -113,7 +128,11 @@ struct OutboxHttp
 	Transfer   *running;
 	Transfer   *waiting;		/* oldest first */
 	Transfer  **waiting_end;
-	int			n_resolving;
+	int			n_resolving;	/* turns taken, those of the abandoned included */
+	int			max_resolving;
+	Abandoned  *abandoned;		/* oldest first */
+	Abandoned **abandoned_end;
+	int			max_descriptor; /* no socket of ours has a larger number */
 	int			in_flight;		/* started, not yet handed back */
 	void	   *finished;		/* exchanges, linked by `transfer` */
 	void	  **finished_end;
@@ -206,7 +225,7 @@ take_turn(Transfer *transfer)
 {
 	if (transfer->resolves)
 		return true;
-	if (transfer->origin->resolving || transfer->http->n_resolving >= MAX_RESOLVING)
+	if (transfer->origin->resolving || transfer->http->n_resolving >= transfer->http->max_resolving)
 		return false;
 	transfer->resolves = true;
 	transfer->origin->resolving = true;
@@ -222,6 +241,47 @@ end_turn(Transfer *transfer)
 	transfer->resolves = false;
 	transfer->origin->resolving = false;
 	transfer->http->n_resolving--;
+}
+
+/*
+ * The transfer ends, its resolver thread does not (CURLOPT_QUICK_EXIT).  Its place stays taken for a while: else threads would pile up behind a name server
+ * that is silent, one for each attempt.
+ */
+static void
+abandon_turn(Transfer *transfer)
+{
+	OutboxHttp *http = transfer->http;
+	Abandoned  *abandoned;
+
+	if (!transfer->resolves)
+		return;
+	abandoned = malloc(sizeof(*abandoned));
+	if (abandoned == NULL)
+		return;					/* it ends with the transfer */
+	transfer->resolves = false;
+	abandoned->next = NULL;
+	abandoned->origin = transfer->origin;
+	abandoned->origin->references++;
+	abandoned->until = now_us() + ABANDONED_SECONDS * SECOND;
+	*http->abandoned_end = abandoned;
+	http->abandoned_end = &abandoned->next;
+}
+
+static void
+end_abandoned(OutboxHttp *http, int64_t until)
+{
+	Abandoned  *abandoned;
+
+	while ((abandoned = http->abandoned) != NULL && abandoned->until <= until)
+	{
+		http->abandoned = abandoned->next;
+		if (http->abandoned == NULL)
+			http->abandoned_end = &http->abandoned;
+		abandoned->origin->resolving = false;
+		http->n_resolving--;
+		release_origin(http, abandoned->origin);
+		free(abandoned);
+	}
 }
 
 /*
@@ -290,6 +350,7 @@ static curl_socket_t
 on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 {
 	Transfer   *transfer = arg;
+	int			fd;
 
 	(void) purpose;
 	end_turn(transfer);
@@ -297,7 +358,19 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	if (!permitted(transfer, &address->addr, address->addrlen, port_of(&address->addr)))
 		return CURL_SOCKET_BAD;
 	transfer->dialled = true;
-	return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	if (fd > transfer->http->max_descriptor)
+	{
+		close(fd);
+		fd = -1;
+		errno = EMFILE;
+	}
+	if (fd < 0)
+	{
+		transfer->bound = errno == EMFILE || errno == ENFILE ? "too many open files here" : "no socket";
+		return CURL_SOCKET_BAD;
+	}
+	return fd;
 }
 
 /*
@@ -315,6 +388,7 @@ on_request(void *arg, char *primary_ip, char *local_ip, int primary_port, int lo
 	(void) local_port;
 	end_turn(transfer);
 	transfer->asked = true;
+	transfer->bound = NULL;		/* an address was short of something, another one was not */
 	if (inet_pton(AF_INET, primary_ip, &ipv4.sin_addr) == 1)
 		good = permitted(transfer, (struct sockaddr *) &ipv4, sizeof(ipv4), primary_port);
 	else if (inet_pton(AF_INET6, primary_ip, &ipv6.sin6_addr) == 1)
@@ -347,6 +421,14 @@ note_retry_after(Transfer *transfer, const char *line, size_t size)
 		memcpy(transfer->retry_after, line + at, size - at);	/* the rest is zero since reset_exchange() */
 }
 
+/* An interim answer's is not about the request. */
+static void
+forget_retry_after(Transfer *transfer)
+{
+	transfer->has_retry_after = false;
+	memset(transfer->retry_after, 0, sizeof(transfer->retry_after));
+}
+
 /* A header line, CR LF included; interim answers (1xx) and trailers come here too.  A short count ends the transfer. */
 static size_t
 on_header(char *line, size_t unit, size_t n, void *arg)
@@ -362,13 +444,15 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 	}
 	if (transfer->status != 0)
 		return size;			/* a trailer */
-	if (size == 2 && line[0] == '\r' && line[1] == '\n')
+	if ((size == 1 && line[0] == '\n') || (size == 2 && line[0] == '\r' && line[1] == '\n'))	/* lines may end in LF alone: RFC 9112 §2.2 */
 	{
 		long		status = 0;
 
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 		if (status >= 200)
 			transfer->status = (int) status;
+		else
+			forget_retry_after(transfer);
 		return size;
 	}
 	note_retry_after(transfer, line, size);
@@ -471,6 +555,7 @@ set_callbacks(Transfer *transfer)
 	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer, failed);
 	SET_OPTION(easy, CURLOPT_RESOLVER_START_FUNCTION, on_resolver_start, failed);
 	SET_OPTION(easy, CURLOPT_RESOLVER_START_DATA, transfer, failed);
+	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->detail, failed);
 	return failed;
 }
 
@@ -510,6 +595,7 @@ static CURLM *
 create_multi(OutboxHttp *http)
 {
 	CURLM	   *multi = curl_multi_init();
+	int			max_kept = http->max_connections < http->max_descriptor / 2 ? http->max_connections : http->max_descriptor / 2;
 	const char *failed = NULL;
 
 	if (multi == NULL)
@@ -520,7 +606,7 @@ create_multi(OutboxHttp *http)
 	SET_MULTI_OPTION(multi, CURLMOPT_TIMERDATA, http, failed);
 	SET_MULTI_OPTION(multi, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING, failed);
 	/* the default of four per handle would churn a small pool and let a large one grow */
-	SET_MULTI_OPTION(multi, CURLMOPT_MAXCONNECTS, (long) http->max_connections, failed);
+	SET_MULTI_OPTION(multi, CURLMOPT_MAXCONNECTS, (long) max_kept, failed);
 	if (failed == NULL && OutboxMultiQuickExit(multi) != CURLM_OK)
 		failed = "CURLMOPT_QUICK_EXIT";
 	if (failed != NULL)
@@ -529,6 +615,30 @@ create_multi(OutboxHttp *http)
 		return NULL;
 	}
 	return multi;
+}
+
+/*
+ * Descriptors are shared with the process around us, which may not survive without (PostgreSQL panics when it cannot open a WAL file).  So the soft limit
+ * is raised as far as it may be, and of that our sockets take no more than half, resolver threads (a few each) no more than a quarter.
+ */
+static void
+bound_descriptors(OutboxHttp *http)
+{
+	struct rlimit limit;
+	int			n = 1024;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
+	{
+		rlim_t		wanted = limit.rlim_max < MAX_DESCRIPTORS ? limit.rlim_max : MAX_DESCRIPTORS;
+		rlim_t		had = limit.rlim_cur;
+
+		limit.rlim_cur = wanted;
+		if (had >= wanted || setrlimit(RLIMIT_NOFILE, &limit) != 0)
+			limit.rlim_cur = had;
+		n = limit.rlim_cur < MAX_DESCRIPTORS ? (int) limit.rlim_cur : MAX_DESCRIPTORS;
+	}
+	http->max_descriptor = n / 2;
+	http->max_resolving = n / 16 < MAX_RESOLVING ? n / 16 + 1 : MAX_RESOLVING;
 }
 
 OutboxHttp *
@@ -552,7 +662,9 @@ outbox_http_create(const OutboxHttpOptions *options)
 	if (curl_version_info(CURLVERSION_NOW)->cainfo == NULL)
 		http->ca_path = curl_version_info(CURLVERSION_NOW)->capath;
 	http->max_connections = options->max_connections;
+	bound_descriptors(http);
 	http->waiting_end = &http->waiting;
+	http->abandoned_end = &http->abandoned;
 	http->finished_end = &http->finished;
 	http->user_agent = strdup(options->user_agent);
 	http->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -833,9 +945,13 @@ end_transfer(Transfer *transfer, OutboxOutcome outcome, const char *text)
 	exchange->duration = now_us() - transfer->began;
 	if (outcome != OUTBOX_DELIVERED && transfer->origin != NULL)
 		snprintf(exchange->error, sizeof(exchange->error), "%.*s: %s",
-				 transfer->origin->shown < 100 ? (int) transfer->origin->shown : 100, transfer->origin->name, text);
+				 transfer->origin->shown < MAX_SHOWN ? (int) transfer->origin->shown : MAX_SHOWN, transfer->origin->name, text);
 	else if (outcome != OUTBOX_DELIVERED)
 		snprintf(exchange->error, sizeof(exchange->error), "%s", text);
+	/* ASCII, whatever name libcurl has accepted: it goes to databases of every encoding */
+	for (char *c = exchange->error; *c != '\0'; c++)
+		if (*c < ' ' || *c > '~')
+			*c = '?';
 	finish(transfer->http, exchange, outcome);
 	return_transfer(transfer);
 }
@@ -871,6 +987,20 @@ outcome_of_status(int status)
 	}
 }
 
+/* OpenSSL's reason code, as libcurl quotes it ("error:0A00010B:SSL routines::wrong version number"); 0: none. */
+static int
+openssl_reason(const Transfer *transfer)
+{
+	const char *at = strstr(transfer->detail, "error:");
+	unsigned long code;
+	char	   *end;
+
+	if (at == NULL || !transfer->origin->https)
+		return 0;
+	code = strtoul(at + strlen("error:"), &end, 16);
+	return *end == ':' && ERR_GET_LIB(code) == ERR_LIB_SSL ? ERR_GET_REASON(code) : 0;
+}
+
 /* No complete answer.  Whatever is not listed may pass, so it counts as a transient fault of the connection. */
 static OutboxOutcome
 outcome_of_code(CURLcode code, const Transfer *transfer)
@@ -897,6 +1027,10 @@ outcome_of_code(CURLcode code, const Transfer *transfer)
 		case CURLE_SSL_SHUTDOWN_FAILED:
 		case CURLE_USE_SSL_FAILED:
 			return OUTBOX_TLS;
+		case CURLE_RECV_ERROR:
+		case CURLE_SEND_ERROR:
+			/* an alert that came after our side of the handshake was done */
+			return openssl_reason(transfer) != 0 ? OUTBOX_TLS : OUTBOX_CONNECT;
 		case CURLE_URL_MALFORMAT:
 			return OUTBOX_BAD_REQUEST;
 		case CURLE_OK:			/* nothing but interim answers */
@@ -930,11 +1064,33 @@ text_of_errno(long error)
 			return "unreachable";
 		case ETIMEDOUT:
 			return "connection timed out";
-		case EMFILE:
-		case ENFILE:
-			return "too many open files here";
 		default:
 			return NULL;
+	}
+}
+
+/* What broke a handshake: of OpenSSL's reasons those that an operator can do something about. */
+static const char *
+text_of_handshake(const Transfer *transfer)
+{
+	int			reason = openssl_reason(transfer);
+
+	switch (reason)
+	{
+		case 0:
+			return "the connection broke off in the TLS handshake";
+		case SSL_R_WRONG_VERSION_NUMBER:	/* of the record: these bytes are no record */
+		case SSL_R_PACKET_LENGTH_TOO_LONG:
+			return "the receiver does not speak TLS on this port";
+		case SSL_R_UNSUPPORTED_PROTOCOL:
+		case SSL_R_TLSV1_ALERT_PROTOCOL_VERSION:
+			return "the receiver offers neither TLS 1.2 nor newer";
+		case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
+			return "the receiver broke off the handshake (no common cipher, or wants a certificate)";
+		case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
+			return "the receiver wants a client certificate";
+		default:
+			return ERR_reason_error_string(ERR_PACK(ERR_LIB_SSL, 0, reason));
 	}
 }
 
@@ -945,29 +1101,38 @@ text_of_tls(CURLcode code, const Transfer *transfer)
 	long		error = X509_V_OK;
 
 	if (code == CURLE_SSL_CACERT_BADFILE)
-		return "the CA bundle is not usable";
+		return transfer->own_ca ? "the certificates of option \"ca\" are not usable" : "the system's CA certificates are not usable";
 	if (code != CURLE_PEER_FAILED_VERIFICATION)
-		return NULL;
+		return text_of_handshake(transfer);
 	curl_easy_getinfo(transfer->easy, CURLINFO_SSL_VERIFYRESULT, &error);
 	if (error == X509_V_OK || error == X509_V_ERR_UNSPECIFIED)
 		return "the certificate is not for this host";
 	return X509_verify_cert_error_string(error);
 }
 
+/* CURLINFO_OS_ERRNO is that of some earlier exchange unless this one's connection failed in a system call. */
+static const char *
+text_of_connection(CURLcode code, const Transfer *transfer)
+{
+	long		error = 0;
+
+	if (code == CURLE_GOT_NOTHING)
+		return "connection closed without an answer";
+	if (code == CURLE_COULDNT_CONNECT || ((code == CURLE_RECV_ERROR || code == CURLE_SEND_ERROR) && !transfer->origin->https))
+		curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &error);
+	return text_of_errno(error);
+}
+
 /* For people. */
 static const char *
 text_of_code(CURLcode code, const Transfer *transfer, OutboxOutcome outcome)
 {
-	long		error = 0;
 	const char *text = NULL;
 
 	if (transfer->bound != NULL)
 		return transfer->bound;
 	if (outcome == OUTBOX_CONNECT)
-	{
-		curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &error);
-		text = code == CURLE_GOT_NOTHING ? "connection closed without an answer" : text_of_errno(error);
-	}
+		text = text_of_connection(code, transfer);
 	else if (outcome == OUTBOX_TLS)
 		text = text_of_tls(code, transfer);
 	else if (outcome == OUTBOX_TIMEOUT)
@@ -996,6 +1161,8 @@ judge(Transfer *transfer, CURLcode code)
 {
 	OutboxOutcome outcome;
 
+	if (code == CURLE_OPERATION_TIMEDOUT)
+		abandon_turn(transfer);
 	if (transfer->status != 0)
 		end_with_status(transfer);
 	else if (transfer->blocked != NULL && !transfer->dialled)
@@ -1125,8 +1292,8 @@ reset_exchange(Transfer *transfer, OutboxExchange *exchange)
 	transfer->header_bytes = 0;
 	transfer->body_bytes = 0;
 	transfer->status = 0;
-	transfer->has_retry_after = false;
-	memset(transfer->retry_after, 0, sizeof(transfer->retry_after));
+	forget_retry_after(transfer);
+	transfer->detail[0] = '\0';
 }
 
 void
@@ -1193,6 +1360,7 @@ rebuild(OutboxHttp *http)
 	{
 		curl_multi_remove_handle(http->multi, transfer->easy);
 		unlink_running(transfer);
+		abandon_turn(transfer);
 		end_transfer(transfer, OUTBOX_CONNECT, "transfer engine failed");
 	}
 	while ((transfer = http->idle) != NULL)
@@ -1243,6 +1411,8 @@ turn(OutboxHttp *http, int64_t deadline)
 	collect(http);
 	if (http->broken)
 		rebuild(http);
+	if (http->abandoned != NULL)
+		end_abandoned(http, now_us());
 	if (http->waiting != NULL)
 		serve_waiting(http);
 	return worked;
@@ -1277,6 +1447,8 @@ outbox_http_timeout(const OutboxHttp *http)
 	for (const Transfer *transfer = http->waiting; transfer != NULL; transfer = transfer->next)
 		if (at < 0 || waits_until(transfer) < at)
 			at = waits_until(transfer);
+	if (http->waiting != NULL && http->abandoned != NULL && http->abandoned->until < at)
+		at = http->abandoned->until;
 	if (at < 0)
 		return -1;
 	now = now_us();
@@ -1327,6 +1499,7 @@ outbox_http_free(OutboxHttp *http)
 	free_list(http->running);
 	free_list(http->waiting);
 	free_list(http->idle);
+	end_abandoned(http, INT64_MAX);
 	if (http->multi != NULL)
 		curl_multi_cleanup(http->multi);
 	if (http->epoll >= 0)

@@ -2,12 +2,14 @@
  * http: what becomes of a request, whatever the far side does.
  *
  * The far side is a server in this process: a thread per connection, which answers by the number in the path.  Names are resolved by a
- * getaddrinfo() of our own, which libcurl's threads find before libc's; it can hang, and it counts.
+ * getaddrinfo() of our own, which libcurl's threads find before libc's; it can hang, and it counts.  So does connect(): that nothing was dialled is seen there.
  */
 #include "delivery/http.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <openssl/pem.h>
@@ -19,7 +21,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,25 +42,64 @@ static atomic_int resolutions;
 static atomic_bool signals_were_open;
 
 static int
-one_address(const char *service, in_addr_t address, struct addrinfo **result)
+add_address(const char *service, const char *address, struct addrinfo ***end)
 {
-	struct addrinfo *info = calloc(1, sizeof(*info) + sizeof(struct sockaddr_in));
+	struct addrinfo *info = calloc(1, sizeof(*info) + sizeof(struct sockaddr_in6));
 	struct sockaddr_in *ipv4 = (struct sockaddr_in *) (info + 1);
+	struct sockaddr_in6 *ipv6 = (struct sockaddr_in6 *) (info + 1);
 
-	ipv4->sin_family = AF_INET;
-	ipv4->sin_addr.s_addr = address;
-	ipv4->sin_port = htons((uint16_t) atoi(service));
-	info->ai_family = AF_INET;
 	info->ai_socktype = SOCK_STREAM;
-	info->ai_addr = (struct sockaddr *) ipv4;
-	info->ai_addrlen = sizeof(*ipv4);
-	*result = info;
+	info->ai_addr = (struct sockaddr *) (info + 1);
+	if (inet_pton(AF_INET, address, &ipv4->sin_addr) == 1)
+	{
+		info->ai_family = ipv4->sin_family = AF_INET;
+		info->ai_addrlen = sizeof(*ipv4);
+		ipv4->sin_port = htons((uint16_t) atoi(service));
+	}
+	else if (inet_pton(AF_INET6, address, &ipv6->sin6_addr) == 1)
+	{
+		info->ai_family = ipv6->sin6_family = AF_INET6;
+		info->ai_addrlen = sizeof(*ipv6);
+		ipv6->sin6_port = htons((uint16_t) atoi(service));
+	}
+	else
+		abort();
+	**end = info;
+	*end = &info->ai_next;
 	return 0;
 }
+
+/* Names with addresses of their own; PUBLIC and PUBLIC_2 lead to this process, see connect(). All others are loopback, unless they are unknown. */
+#define PUBLIC "192.0.0.9"
+#define PUBLIC_2 "192.0.0.10"
+
+typedef struct Name
+{
+	const char *name;
+	const char *addresses[4];
+} Name;
+
+static const Name names[] = {
+	{"public.test", {PUBLIC}},
+	{"mixed.test", {"127.0.0.1", "10.0.0.1", PUBLIC}},
+	{"mixed-6.test", {"::1", "64:ff9b::7f00:1", PUBLIC, "169.254.169.254"}},
+	{"loopback-6.test", {"::1"}},
+	{"mapped.test", {"::ffff:127.0.0.1"}},
+	{"compatible.test", {"::127.0.0.1"}},
+	{"nat64.test", {"64:ff9b::a9fe:a9fe"}},
+	{"6to4.test", {"2002:7f00:1::1"}},
+	{"teredo.test", {"2001:0:c000:9::80ff:fffe"}},
+	{"isatap.test", {"2606:4700::200:5efe:127.0.0.1"}},
+	{"internal.test", {"10.0.0.1", "192.168.1.1", "172.16.0.1", "fd00::1"}},
+	{"metadata.test", {"169.254.169.254", "fd00:ec2::254", "100.100.100.200"}},
+};
+
+static atomic_bool rebound;		/* what rebinding.test is now */
 
 int
 getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **result)
 {
+	struct addrinfo **end = result;
 	sigset_t	mask;
 
 	(void) hints;
@@ -72,13 +115,75 @@ getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
 
 	if (strstr(name, "unknown") != NULL)
 		return EAI_NONAME;
-	return one_address(service, htonl(INADDR_LOOPBACK), result);
+	if (strcmp(name, "rebinding.test") == 0)
+		return add_address(service, rebound ? "127.0.0.1" : PUBLIC, &end);
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (strcmp(name, names[i].name) == 0)
+		{
+			for (int j = 0; j < 4 && names[i].addresses[j] != NULL; j++)
+				add_address(service, names[i].addresses[j], &end);
+			return 0;
+		}
+	return add_address(service, "127.0.0.1", &end);
 }
 
 void
 freeaddrinfo(struct addrinfo *info)
 {
-	free(info);
+	while (info != NULL)
+	{
+		struct addrinfo *next = info->ai_next;
+
+		free(info);
+		info = next;
+	}
+}
+
+/*
+ * What is dialled: libcurl's connect() is this one.  It counts, before any packet leaves; PUBLIC is led to `public_port` of this process, and nothing but
+ * loopback goes anywhere.  Who asks for the peer is told whom he dialled.
+ */
+static atomic_int dials;
+static char last_dialled[INET6_ADDRSTRLEN];
+static uint16_t public_port;
+static struct sockaddr_in led[1024];	/* by descriptor: what was dialled, if it was led elsewhere */
+
+int
+connect(int fd, const struct sockaddr *address, socklen_t size)
+{
+	struct sockaddr_in ipv4 = {0};
+
+	dials++;
+	memset(&led[fd], 0, sizeof(led[fd]));
+	if (address->sa_family == AF_INET)
+		memcpy(&ipv4, address, sizeof(ipv4));
+	if (address->sa_family == AF_INET6)
+		inet_ntop(AF_INET6, &((const struct sockaddr_in6 *) address)->sin6_addr, last_dialled, sizeof(last_dialled));
+	else
+		inet_ntop(AF_INET, &ipv4.sin_addr, last_dialled, sizeof(last_dialled));
+	if (strcmp(last_dialled, PUBLIC) == 0)
+	{
+		led[fd] = ipv4;
+		ipv4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		ipv4.sin_port = htons(public_port);
+		address = (struct sockaddr *) &ipv4;
+	}
+	else if (ntohl(ipv4.sin_addr.s_addr) >> 24 != 127)
+	{
+		errno = ENETUNREACH;
+		return -1;
+	}
+	return (int) syscall(SYS_connect, fd, address, size);
+}
+
+int
+getpeername(int fd, struct sockaddr *address, socklen_t *size)
+{
+	if (led[fd].sin_family == 0)
+		return (int) syscall(SYS_getpeername, fd, address, size);
+	memcpy(address, &led[fd], *size < sizeof(led[fd]) ? *size : sizeof(led[fd]));
+	*size = sizeof(led[fd]);
+	return 0;
 }
 
 static void
@@ -100,6 +205,7 @@ typedef enum Then
 	RESET,
 	HANG,						/* say no more until the client goes */
 	ANSWER_ALL_DAY,				/* the last 16 bytes of the answer again and again */
+	FLOOD,						/* the same, and nothing in it breaks a bound but that of time */
 	DRIP						/* a byte every 20 ms */
 } Then;
 
@@ -121,6 +227,8 @@ typedef struct Case
 #define OK_HEADERS "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 #define PAD "xxxxxxxxxxxxxxxx"
 #define PAD_256 PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD PAD
+#define FIELDS_16 "A: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\n"
+#define FIELDS_64 FIELDS_16 FIELDS_16 FIELDS_16 FIELDS_16
 
 static const Case cases[] = {
 	{"200 with a body", TEXT(OK_HEADERS "Content-Length: 5\r\n\r\nhello"), KEEP, OUTBOX_DELIVERED, 200, TEXT("hello"), -1},
@@ -164,6 +272,52 @@ static const Case cases[] = {
 	{"not HTTP at all", TEXT("SSH-2.0-OpenSSH_9.2\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
 	{"HTTP/0.9", TEXT("<html>hello</html>"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
 	{"header lines without colon", TEXT("HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"interim answers before 200", TEXT("HTTP/1.1 102 Processing\r\nX: y\r\n\r\nHTTP/1.1 103 Hints\r\nLink: </a>\r\n\r\n" OK_HEADERS "Content-Length: 2\r\n\r\nok"), KEEP, OUTBOX_DELIVERED, 200, TEXT("ok"), -1},
+	{"Retry-After of an interim answer is none", TEXT("HTTP/1.1 103 Hints\r\nRetry-After: 9\r\n\r\nHTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
+	{"a flood of 103 with fields", TEXT("HTTP/1.1 103 Hints\r\nLink: <" PAD_256 PAD_256 ">\r\n\r\nHTTP/1.1 103\r\n\r\n"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"101, then silence", TEXT("HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"), HANG, OUTBOX_TIMEOUT, 0, NOTHING, -1},
+	{"101, then a flood", TEXT("HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" PAD), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"lines that end in LF alone", TEXT("HTTP/1.1 200 OK\nContent-Length: 2\n\nok"), KEEP, OUTBOX_DELIVERED, 200, TEXT("ok"), -1},
+	{"lines that end in LF alone, and a failure", TEXT("HTTP/1.1 503 Later\nRetry-After: 7\nContent-Length: 0\n\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), 7},
+	{"a folded field", TEXT("HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\tc\r\nContent-Length: 2\r\n\r\nok"), KEEP, OUTBOX_DELIVERED, 200, TEXT("ok"), -1},
+	{"a field that folds for ever", TEXT("HTTP/1.1 200 OK\r\nX: a\r\n 123456789abcd\r\n"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a hundred fields too many", TEXT("HTTP/1.1 200 OK\r\n" FIELDS_64 FIELDS_64 "Content-Length: 0\r\n\r\n"), HANG, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a status line that does not end", TEXT("HTTP/1.1 200 " PAD), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"bytes without a line end", TEXT(PAD), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"NULs without end", TEXT("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"empty lines without end", TEXT("\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n"), ANSWER_ALL_DAY, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a status of four digits", TEXT("HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a status of two digits", TEXT("HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a negative status", TEXT("HTTP/1.1 -200 OK\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"no status", TEXT("HTTP/1.1 OK\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"HTTP/3", TEXT("HTTP/3 200\r\nContent-Length: 0\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"an HTTP/2 SETTINGS frame", TEXT("\0\0\0\x4\0\0\0\0\0"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a radio station", TEXT("ICY 200 OK\r\n\r\n"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"gzip is kept as it came", TEXT(OK_HEADERS "Content-Encoding: gzip\r\nContent-Length: 10\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03"), KEEP, OUTBOX_DELIVERED, 200, TEXT("\x1f\x8b\x08\0\0\0\0\0\0\x03"), -1},
+	{"an unknown transfer coding", TEXT("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), CLOSE, OUTBOX_DELIVERED, 200, NOTHING, -1},
+	{"Content-Length beside chunks", TEXT("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), CLOSE, OUTBOX_DELIVERED, 200, NOTHING, -1},
+	{"a negative Content-Length", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: -5\r\n\r\nhello"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"a Content-Length beyond 64 bits", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 99999999999999999999999\r\n\r\nhello"), CLOSE, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"a Content-Length that is none", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: many\r\n\r\nhello"), CLOSE, OUTBOX_PROTOCOL, 0, NOTHING, -1},
+	{"Content-Length: terabytes, then silence", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 9999999999999\r\n\r\nhello"), HANG, OUTBOX_HTTP_5XX, 500, TEXT("hello"), -1},
+	{"a chunk of 2^64 - 1 bytes", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nhello"), CLOSE, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"a chunk of -1 bytes", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nhello"), CLOSE, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"a chunk size without end", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n" "0000000000000000"), ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"a chunk extension without end", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n" "1;xxxxxxxxxxxxxx"), FLOOD, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"chunks without end", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n" "b\r\nhello world\r\n"), ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, NOTHING, -1},
+	{"trailers without end", TEXT("HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" "X: 4567890abcd\r\n"), ANSWER_ALL_DAY, OUTBOX_HTTP_5XX, 500, TEXT(""), -1},
+	{"a body to a 204", TEXT("HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\nhello"), CLOSE, OUTBOX_DELIVERED, 204, TEXT(""), -1},
+	{"bytes behind the body", TEXT(OK_HEADERS "Content-Length: 2\r\n\r\nokHTTP/1.1 500 Oh\r\n\r\n"), KEEP, OUTBOX_DELIVERED, 200, TEXT("ok"), -1},
+	{"proxy authentication is not answered", TEXT("HTTP/1.1 407 Who\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_4XX, 407, TEXT(""), -1},
+	{"417 is not answered", TEXT("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_4XX, 417, TEXT(""), -1},
+	{"302 to a file", TEXT("HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_3XX, 302, TEXT(""), -1},
+	{"307 to a metadata service", TEXT("HTTP/1.1 307 There\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_3XX, 307, TEXT(""), -1},
+	{"a Refresh and a Location of garbage", TEXT("HTTP/1.1 308 There\r\nRefresh: 0\r\nLocation: \xff\xfe\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_3XX, 308, TEXT(""), -1},
+	{"cookies, HSTS and alternatives", TEXT(OK_HEADERS "Set-Cookie: a=b\r\nStrict-Transport-Security: max-age=99\r\nAlt-Svc: h2=\":1\"\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_DELIVERED, 200, TEXT(""), -1},
+	{"broken UTF-8 in reason and fields", TEXT("HTTP/1.1 500 \xff\xc3\x28\r\nX-\xff: \xc3\x28\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 500, TEXT(""), -1},
+	{"Retry-After of ten years", TEXT("HTTP/1.1 503 Later\r\nRetry-After: 315360000\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), 315360000},
+	{"Retry-After: -1", TEXT("HTTP/1.1 503 Later\r\nRetry-After: -1\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
+	{"a failure, and a success that nobody asked for", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n" OK_HEADERS "Content-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 500, TEXT(""), -1},
 	{"101 is no answer", TEXT("HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), CLOSE, OUTBOX_CONNECT, 0, NOTHING, -1},
 };
 
@@ -174,6 +328,8 @@ typedef struct Server
 	int			listener;
 	uint16_t	port;
 	SSL_CTX    *tls;			/* NULL: plain */
+	const char *greeting;		/* says this, whatever it is asked */
+	size_t		greeting_size;
 } Server;
 
 typedef struct Connection
@@ -269,6 +425,7 @@ answer(Connection *c, const Case *script)
 			wait_for_close(c);
 			return false;
 		case ANSWER_ALL_DAY:
+		case FLOOD:
 			while (transmit(c, script->answer + size - 16, 16))
 				;
 			return false;
@@ -283,11 +440,19 @@ serve_connection(void *arg)
 	Connection *c = arg;
 	bool		alive = true;
 
+	if (c->server->greeting != NULL)
+	{
+		transmit(c, c->server->greeting, c->server->greeting_size);
+		wait_for_close(c);
+		alive = false;
+	}
 	if (c->server->tls != NULL)
 	{
 		c->tls = SSL_new(c->server->tls);
 		SSL_set_fd(c->tls, c->fd);
 		alive = SSL_accept(c->tls) == 1;
+		for (char byte; !alive && recv(c->fd, &byte, 1, 0) > 0;)
+			;					/* or a reset would overtake the alert */
 	}
 	while (alive && read_request(c))
 	{
@@ -353,33 +518,54 @@ start_server(Server *server, SSL_CTX *tls)
 	pthread_detach(thread);
 }
 
-/* A self-signed certificate for "localhost"; *pem: what a client must trust. */
+/* A server's certificate, self-signed, and what the server insists on. */
+typedef struct Certificate
+{
+	const char *host;
+	int			begins;			/* seconds from now */
+	int			ends;
+	int			newest;			/* protocol version, 0: any */
+	bool		demands;		/* a certificate of the client */
+} Certificate;
+
+/* *pem: what a client must trust. */
 static SSL_CTX *
-create_tls(char **pem)
+create_tls(const Certificate *spec, char **pem)
 {
 	EVP_PKEY   *key = EVP_EC_gen("P-256");
 	X509	   *certificate = X509_new();
-	X509_EXTENSION *names = X509V3_EXT_conf_nid(NULL, NULL, NID_subject_alt_name, "DNS:localhost");
+	char		name[128];
+	X509_EXTENSION *extension;
 	SSL_CTX    *context = SSL_CTX_new(TLS_server_method());
 	BIO		   *out = BIO_new(BIO_s_mem());
 	char	   *data;
 	long		size;
 
+	snprintf(name, sizeof(name), "DNS:%s", spec->host);
+	extension = X509V3_EXT_conf_nid(NULL, NULL, NID_subject_alt_name, name);
 	X509_set_version(certificate, 2);
 	ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
-	X509_gmtime_adj(X509_getm_notBefore(certificate), -3600);
-	X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
+	X509_gmtime_adj(X509_getm_notBefore(certificate), spec->begins);
+	X509_gmtime_adj(X509_getm_notAfter(certificate), spec->ends);
 	X509_set_pubkey(certificate, key);
 	X509_NAME_add_entry_by_txt(X509_get_subject_name(certificate), "CN", MBSTRING_ASC, (const unsigned char *) "test", -1, -1, 0);
 	X509_set_issuer_name(certificate, X509_get_subject_name(certificate));
-	X509_add_ext(certificate, names, -1);
+	X509_add_ext(certificate, extension, -1);
 	X509_sign(certificate, key, EVP_sha256());
 	PEM_write_bio_X509(out, certificate);
 	size = BIO_get_mem_data(out, &data);
 	*pem = strndup(data, (size_t) size);
 	SSL_CTX_use_certificate(context, certificate);
 	SSL_CTX_use_PrivateKey(context, key);
-	X509_EXTENSION_free(names);
+	if (spec->newest != 0)
+	{
+		SSL_CTX_set_security_level(context, 0);
+		SSL_CTX_set_min_proto_version(context, spec->newest);
+		SSL_CTX_set_max_proto_version(context, spec->newest);
+	}
+	if (spec->demands)
+		SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+	X509_EXTENSION_free(extension);
 	X509_free(certificate);
 	EVP_PKEY_free(key);
 	BIO_free(out);
@@ -517,7 +703,7 @@ test_script(OutboxHttp *http, int i)
 	OutboxExchange *x;
 	bool		good;
 
-	if (c->then == HANG || c->then == DRIP)
+	if (c->then == HANG || c->then == DRIP || c->then == FLOOD)
 		endpoint.timeout = SECOND / 5;
 	x = exchange_with(http, &endpoint);
 	good = x->outcome == c->outcome && x->status == c->status && x->retry_after == (c->retry_after < 0 ? -1 : c->retry_after * SECOND) &&
@@ -595,61 +781,191 @@ typedef struct Refusal
 	const char *text;
 } Refusal;
 
-/* Whatever the spelling, no connection arrives at the listener. */
+static const Refusal refusals[] = {
+	/* loopback, in every spelling */
+	{"https://127.0.0.1:%d/", OUTBOX_BLOCKED, "loopback (network = public)"},
+	{"https://127.0.0.1.:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.255.255.254:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://localhost:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://LOCALHOST:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://localhost.:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://foo.localhost:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://loc%%61lhost:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://2130706433:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://2130706433.:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0x7f000001:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0X7F000001:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0x7f.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0x7f.0x0.0x0.0x1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0177.0.0.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://0177.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://017700000001:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://00000177.0.0.01:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.0.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.65530:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://%%31%%32%%37.0.0.1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.0.0%%2e1:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://\uff11\uff12\uff17.0.0.1:%d/", OUTBOX_BLOCKED, "https://?????????.0.0.1: address refused: loopback"},
+	{"https://127\u30020\u30020\u30021:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://\uff4c\uff4f\uff43\uff41\uff4c\uff48\uff4f\uff53\uff54:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[0:0:0:0:0:0:0:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[0000:0000:0000:0000:0000:0000:0000:0001]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::1%%25lo]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::1%%lo]:%d/", OUTBOX_BLOCKED, "loopback"},
+	/* an IPv4 address in an IPv6 one */
+	{"https://[::ffff:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::ffff:7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[0:0:0:0:0:FFFF:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[::ffff:0:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[64:ff9b::127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[64:ff9b::a9fe:a9fe]:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://[64:ff9b:1::7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[2002:7f00:1::1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[2002:c000:9::1]:%d/", OUTBOX_BLOCKED, "6to4"},
+	{"https://[2001:0:7f00:1::ffff:ffff]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[2001:0:c000:9::80ff:fffe]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[2606:4700::5efe:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://[2606:4700::200:5efe:a00:1]:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://[fe80::5efe:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
+	/* other places that are not the public network */
+	{"https://0:%d/", OUTBOX_BLOCKED, "unspecified"},
+	{"https://0.0.0.0:%d/", OUTBOX_BLOCKED, "unspecified"},
+	{"https://0x0:%d/", OUTBOX_BLOCKED, "unspecified"},
+	{"https://[::]:%d/", OUTBOX_BLOCKED, "unspecified"},
+	{"https://10.0.0.1:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://10.1:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://012.1:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://172.16.0.1:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://3232235777:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://192.168.257:%d/", OUTBOX_BLOCKED, "private"},
+	{"https://100.100.100.200:%d/", OUTBOX_BLOCKED, "shared (CGNAT)"},
+	{"https://169.254.169.254:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://2852039166:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://0xa9fea9fe:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://0251.0376.0251.0376:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://192.0.0.8:%d/", OUTBOX_BLOCKED, "protocol assignment"},
+	{"https://198.18.0.1:%d/", OUTBOX_BLOCKED, "benchmarking"},
+	{"https://203.0.113.1:%d/", OUTBOX_BLOCKED, "documentation"},
+	{"https://224.0.0.1:%d/", OUTBOX_BLOCKED, "multicast"},
+	{"https://255.255.255.255:%d/", OUTBOX_BLOCKED, "broadcast"},
+	{"https://[fd00:ec2::254]:%d/", OUTBOX_BLOCKED, "unique local"},
+	{"https://[fe80::1%%25eth0]:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://[fec0::1]:%d/", OUTBOX_BLOCKED, "site-local"},
+	{"https://[ff02::1]:%d/", OUTBOX_BLOCKED, "multicast"},
+	{"https://[3fff::1]:%d/", OUTBOX_BLOCKED, "documentation"},
+	/* names that lead there */
+	{"https://elsewhere.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://loopback-6.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://mapped.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://compatible.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://nat64.test:%d/", OUTBOX_BLOCKED, "link-local"},
+	{"https://6to4.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://teredo.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://isatap.test:%d/", OUTBOX_BLOCKED, "loopback"},
+	{"https://internal.test:%d/", OUTBOX_BLOCKED, "address refused"},
+	{"https://metadata.test:%d/", OUTBOX_BLOCKED, "address refused"},
+	/* schemes and ports */
+	{"http://127.0.0.1:%d/", OUTBOX_BLOCKED, "scheme refused"},
+	{"http://public.test:%d/", OUTBOX_BLOCKED, "scheme refused"},
+	{"https://public.test:1/%d", OUTBOX_BLOCKED, "port refused"},
+	{"https://public.test/%d", OUTBOX_BLOCKED, "port refused"},
+	/* user names, and URLs that two parsers may read in two ways */
+	{"https://user@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
+	{"https://user:secret@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
+	{"https://public.test:443@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://public.test%%2f@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1:%d#@public.test/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.0.0.1:%d?@public.test/", OUTBOX_BLOCKED, "loopback"},
+	{"https://127.0.0.1:%d\\@public.test/", OUTBOX_BAD_REQUEST, ""},
+	{"https://public.test\\@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1\\.public.test:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://public.test:443:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://%%ff%%0a127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1%%00.public.test:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https:/127.0.0.1:%d/", OUTBOX_BLOCKED, ""},
+	{"https:///127.0.0.1:%d/", OUTBOX_BLOCKED, ""},
+	{"https:////127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{" https://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1 :%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1\t:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://[::ffff:0x7f.1]:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://[127.0.0.1]:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"https://127.0.0.1:%d\r\nX: y/", OUTBOX_BAD_REQUEST, ""},
+	{"https://:%d/", OUTBOX_BAD_REQUEST, ""},
+	{"file:///etc/passwd?%d", OUTBOX_BAD_REQUEST, ""},
+	{"gopher://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
+	{"ftp://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
+	{"127.0.0.1:%d", OUTBOX_BAD_REQUEST, ""},
+	{"%d", OUTBOX_BAD_REQUEST, ""},
+};
+
+/* Whatever the spelling, nothing is dialled. */
 static void
 test_public_policy(OutboxHttp *http)
 {
-	static const Refusal refusals[] = {
-		{"https://127.0.0.1:%d/", OUTBOX_BLOCKED, "loopback (network = public)"},
-		{"https://localhost:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://localhost.:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://foo.localhost:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://rebound.test:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://2130706433:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://0x7f000001:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://0x7f.1:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://0177.0.0.1:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://127.1:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://0:%d/", OUTBOX_BLOCKED, "unspecified"},
-		{"https://0.0.0.0:%d/", OUTBOX_BLOCKED, "unspecified"},
-		{"https://[::1]:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://[::]:%d/", OUTBOX_BLOCKED, "unspecified"},
-		{"https://[::ffff:127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://[::ffff:7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://[::127.0.0.1]:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://[64:ff9b::7f00:1]:%d/", OUTBOX_BLOCKED, "loopback"},
-		{"https://169.254.169.254:%d/", OUTBOX_BLOCKED, "link-local"},
-		{"https://[fd00:ec2::254]:%d/", OUTBOX_BLOCKED, "unique local"},
-		{"http://127.0.0.1:%d/", OUTBOX_BLOCKED, "scheme refused"},
-		{"https://127.0.0.1:1/%d", OUTBOX_BLOCKED, "port refused"},
-		{"https://user@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
-		{"https://user:secret@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "user name or password"},
-		{"https://example.org:443@127.0.0.1:%d/", OUTBOX_BAD_REQUEST, ""},
-		{"file:///etc/passwd?%d", OUTBOX_BAD_REQUEST, ""},
-		{"gopher://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
-		{"ftp://127.0.0.1:%d/", OUTBOX_BAD_REQUEST, "neither"},
-		{"127.0.0.1:%d", OUTBOX_BAD_REQUEST, ""},
-		{"https://127.0.0.1:%d\r\nX: y/", OUTBOX_BAD_REQUEST, ""},
-		{"https://:%d/", OUTBOX_BAD_REQUEST, ""},
-		{"%d", OUTBOX_BAD_REQUEST, ""},
-	};
 	int			before = connections;
 
 	for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++)
 	{
 		char		target[128];
 		OutboxEndpoint endpoint = endpoint_of(target, OUTBOX_NETWORK_PUBLIC);
+		int			dialled = dials;
 		OutboxExchange *x;
 
 		snprintf(target, sizeof(target), refusals[i].format, plain_server.port);
 		endpoint.ports = &plain_server.port;
 		endpoint.n_ports = 1;
 		x = exchange_with(http, &endpoint);
-		ok(x->outcome == refusals[i].outcome && mentions(x, refusals[i].text) && !mentions(x, "secret") && x->status == 0,
+		ok(x->outcome == refusals[i].outcome && mentions(x, refusals[i].text) && !mentions(x, "secret") && x->status == 0 && dials == dialled,
 		   "%.*s: %s", (int) strcspn(target, "\r"), target, x->error);
 		outbox_exchange_free(x);
 	}
 	ok(connections == before, "and nothing arrived at the listener");
+}
+
+/* What public may reach, it reaches; of an answer that mixes, that part and no other; and a name is judged by what it is now. */
+static void
+test_public_names(const char *pem)
+{
+	static const struct
+	{
+		const char *url;
+		bool		rebound;
+		OutboxOutcome outcome;
+		int			dials;
+	}			steps[] = {
+		{"https://public.test/0", false, OUTBOX_DELIVERED, 1},
+		{"https://mixed.test/0", false, OUTBOX_DELIVERED, 1},
+		{"https://mixed-6.test/0", false, OUTBOX_DELIVERED, 1},
+		{"https://rebinding.test/0", false, OUTBOX_DELIVERED, 1},
+		{"https://rebinding.test/0", true, OUTBOX_BLOCKED, 0},
+		{"https://rebinding.test/0", false, OUTBOX_DELIVERED, 1},
+	};
+	static const uint16_t https = 443;
+
+	public_port = tls_server.port;
+	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++)
+	{
+		OutboxHttp *http = create_http();	/* knows no names yet */
+		OutboxEndpoint endpoint = endpoint_of(steps[i].url, OUTBOX_NETWORK_PUBLIC);
+		int			before = dials;
+		OutboxExchange *x;
+
+		endpoint.ports = &https;
+		endpoint.n_ports = 1;
+		endpoint.ca = pem;
+		rebound = steps[i].rebound;
+		x = exchange_with(http, &endpoint);
+		ok(x->outcome == steps[i].outcome && dials - before == steps[i].dials && (steps[i].dials == 0 || strcmp(last_dialled, PUBLIC) == 0),
+		   "%s%s: %s after %d dialled %s", steps[i].url, rebound ? ", rebound" : "", outbox_outcome_name(x->outcome), dials - before, x->error);
+		outbox_exchange_free(x);
+		outbox_http_free(http);
+	}
 }
 
 static void
@@ -701,6 +1017,76 @@ test_tls(OutboxHttp *http, const char *pem)
 	x = exchange_with(http, &endpoint);
 	ok(x->outcome == OUTBOX_TIMEOUT, "a handshake that hangs: %s", x->error);
 	outbox_exchange_free(x);
+}
+
+/* Whom not to trust, and how an operator can tell one from another. */
+static void
+test_distrust(OutboxHttp *http)
+{
+	static const struct
+	{
+		const char *what;
+		Certificate certificate;
+		const char *text;
+	}			cases[] = {
+		{"expired", {"localhost", -7200, -3600, 0, false}, "certificate has expired"},
+		{"not yet valid", {"localhost", 3600, 7200, 0, false}, "certificate is not yet valid"},
+		{"of another host", {"elsewhere.test", -3600, 3600, 0, false}, "the certificate is not for this host"},
+		{"TLS 1.1", {"localhost", -3600, 3600, TLS1_1_VERSION, false}, "neither TLS 1.2 nor newer"},
+		{"TLS 1.0", {"localhost", -3600, 3600, TLS1_VERSION, false}, "neither TLS 1.2 nor newer"},
+		{"wants a client certificate, TLS 1.2", {"localhost", -3600, 3600, TLS1_2_VERSION, true}, "the receiver broke off the handshake"},
+		{"wants a client certificate, TLS 1.3", {"localhost", -3600, 3600, TLS1_3_VERSION, true}, "the receiver wants a client certificate"},
+		{"TLS 1.2", {"localhost", -3600, 3600, TLS1_2_VERSION, false}, NULL},
+		{"TLS 1.3", {"localhost", -3600, 3600, TLS1_3_VERSION, false}, NULL},
+	};
+	static const struct
+	{
+		const char *what;
+		const char *bytes;
+		size_t		size;
+		const char *text;
+	}			strangers[] = {
+		{"plain HTTP", TEXT("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"), "does not speak TLS"},
+		{"an SSH server", TEXT("SSH-2.0-OpenSSH_9.2\r\n"), "does not speak TLS"},
+		{"a protocol version alert", TEXT("\x15\x03\x03\x00\x02\x02\x46"), "neither TLS 1.2 nor newer"},
+		{"a handshake failure alert", TEXT("\x15\x03\x03\x00\x02\x02\x28"), "the receiver broke off the handshake"},
+		{"an internal error alert", TEXT("\x15\x03\x03\x00\x02\x02\x50"), "tlsv1 alert internal error"},
+		{"a ServerHello of TLS 1.1", TEXT("\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02" "0123456789abcdef0123456789abcdef" "\x00\x00\x2f\x00"), "neither TLS 1.2 nor newer"},
+		{"garbage in a record", TEXT("\x16\x03\x03\x00\x08" "garbage!"), ""},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+	{
+		Server	   *server = calloc(1, sizeof(*server));	/* its thread stays */
+		char	   *pem;
+		OutboxEndpoint endpoint;
+		OutboxExchange *x;
+
+		start_server(server, create_tls(&cases[i].certificate, &pem));
+		endpoint = endpoint_of(url("https", "localhost", server->port, 0), OUTBOX_NETWORK_PRIVATE);
+		endpoint.ca = pem;
+		x = exchange_with(http, &endpoint);
+		if (cases[i].text == NULL)
+			ok(x->outcome == OUTBOX_DELIVERED, "%s: fine %s", cases[i].what, x->error);
+		else
+			ok(x->outcome == OUTBOX_TLS && mentions(x, cases[i].text), "%s: %s %s", cases[i].what, outbox_outcome_name(x->outcome), x->error);
+		outbox_exchange_free(x);
+		free(pem);
+	}
+	for (size_t i = 0; i < sizeof(strangers) / sizeof(strangers[0]); i++)
+	{
+		Server	   *server = calloc(1, sizeof(*server));
+		OutboxEndpoint endpoint;
+		OutboxExchange *x;
+
+		server->greeting = strangers[i].bytes;
+		server->greeting_size = strangers[i].size;
+		start_server(server, NULL);
+		endpoint = endpoint_of(url("https", "localhost", server->port, 0), OUTBOX_NETWORK_PRIVATE);
+		x = exchange_with(http, &endpoint);
+		ok(x->outcome == OUTBOX_TLS && mentions(x, strangers[i].text), "%s: %s %s", strangers[i].what, outbox_outcome_name(x->outcome), x->error);
+		outbox_exchange_free(x);
+	}
 }
 
 static void
@@ -843,6 +1229,112 @@ test_connection_gone(OutboxHttp *http)
 	ok(delivered == 10, "connections that the server closes are replaced");
 }
 
+/* What lies in a connection before a request is sent is not its answer. */
+static void
+test_unasked(OutboxHttp *http)
+{
+	int			script = script_named("a failure, and a success that nobody asked for");
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", plain_server.port, script), OUTBOX_NETWORK_PRIVATE);
+	int			before = requests;
+	int			failed = 0;
+
+	for (int i = 0; i < 20; i++)
+	{
+		OutboxExchange *x = exchange_with(http, &endpoint);
+
+		failed += x->outcome == OUTBOX_HTTP_5XX;
+		outbox_exchange_free(x);
+	}
+	ok(failed == 20 && requests - before == 20, "an answer that came before its request is not taken for one");
+}
+
+/* A receiver that takes the connection and never reads. */
+static void
+test_deaf(OutboxHttp *http)
+{
+	uint16_t	port;
+	int			fd = listen_on_loopback(&port);
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", port, 0), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x = outbox_exchange_create();
+	void	   *body = calloc(16, 1024 * 1024);
+
+	endpoint.timeout = SECOND / 5;
+	x->endpoint = &endpoint;
+	x->headers = &lines;
+	x->body = body;
+	x->size = 16 * 1024 * 1024;
+	outbox_http_start(http, x);
+	ok(await(http, now_us() + 20 * SECOND) == x && x->outcome == OUTBOX_TIMEOUT, "a receiver that never reads: %s", x->error);
+	outbox_exchange_free(x);
+	free(body);
+	close(fd);
+}
+
+/* A resolution that was given up goes on in its thread: it keeps its place, or threads would pile up behind a name server that is silent. */
+static void
+test_abandoned_names(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "slow-for-long.test", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
+	int			before = resolutions;
+	int			timed_out = 0;
+	OutboxExchange *x;
+
+	hold_names(true);
+	endpoint.connect_timeout = SECOND / 10;
+	for (int i = 0; i < 20; i++)
+	{
+		x = exchange_with(http, &endpoint);
+		timed_out += x->outcome == OUTBOX_TIMEOUT;
+		outbox_exchange_free(x);
+	}
+	ok(timed_out == 20, "all time out");
+	ok(resolutions - before == 1, "twenty attempts, one after the other, started %d threads", resolutions - before);
+	hold_names(false);
+	endpoint.connect_timeout = 9 * SECOND;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_DELIVERED && resolutions - before == 2, "later the name is asked for again %s", x->error);
+	outbox_exchange_free(x);
+}
+
+/* Descriptors: whatever is asked of it, http leaves some to the process it lives in.  Lowers the limit for good. */
+static void
+test_descriptors(void)
+{
+	struct rlimit limit = {.rlim_cur = 200, .rlim_max = 200};
+	OutboxHttp *http;
+	uint16_t	port;
+	int			listener = listen_on_loopback(&port);
+	OutboxEndpoint endpoint = endpoint_of(url("http", "127.0.0.1", port, 0), OUTBOX_NETWORK_PRIVATE);
+	int			spare[64];
+	int			n_spare = 0;
+	int			refused = 0;
+	int			hung = 0;
+
+	setrlimit(RLIMIT_NOFILE, &limit);
+	http = create_http();
+	endpoint.timeout = SECOND;
+	for (int i = 0; i < 300; i++)
+		start(http, &endpoint);
+	for (int i = 0; i < 50; i++)
+		outbox_http_work(http, 5000);
+	while (n_spare < 64 && (spare[n_spare] = open("/dev/null", O_RDONLY)) >= 0)
+		n_spare++;
+	ok(n_spare == 64, "%d descriptors are left", n_spare);
+	while (n_spare > 0)
+		close(spare[--n_spare]);
+	for (int i = 0; i < 300; i++)
+	{
+		OutboxExchange *x = await(http, now_us() + 20 * SECOND);
+
+		refused += x != NULL && x->outcome == OUTBOX_CONNECT && mentions(x, "too many open files here");
+		hung += x != NULL && x->outcome == OUTBOX_TIMEOUT;
+		outbox_exchange_free(x);
+	}
+	ok(refused >= 200 && hung > 0 && refused + hung == 300 && outbox_http_in_flight(http) == 0, "%d of 300 found no descriptor, %d one", refused, hung);
+	outbox_http_free(http);
+	close(listener);
+}
+
 /* The machinery fails under everybody: all end, and when it is whole again, so are we. */
 static void
 test_engine_failure(OutboxHttp *http)
@@ -883,7 +1375,8 @@ main(void)
 	OutboxHttp *http;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	start_server(&tls_server, create_tls(&pem));
+	setlocale(LC_ALL, "C.UTF-8");	/* with it libcurl understands international names */
+	start_server(&tls_server, create_tls(&(Certificate) {.host = "localhost,DNS:public.test,DNS:mixed.test,DNS:mixed-6.test,DNS:rebinding.test", .begins = -3600, .ends = 3600}, &pem));
 	start_server(&plain_server, NULL);
 	http = create_http();
 
@@ -894,15 +1387,21 @@ main(void)
 	test_response_kept(http);
 	test_refused(http);
 	test_connection_gone(http);
+	test_unasked(http);
+	test_deaf(http);
 	test_public_policy(http);
+	test_public_names(pem);
 	test_tls(http, pem);
+	test_distrust(http);
 	test_environment(http);
 	test_one_resolution(http);
 	test_unknown_name(http);
 	test_hanging_name(http);
+	test_abandoned_names(http);
 	test_engine_failure(http);
 	outbox_http_free(http);
 	test_free();
+	test_descriptors();
 	free(pem);
 	return done_testing();
 }
