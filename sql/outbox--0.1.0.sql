@@ -904,6 +904,51 @@ $$;
 COMMENT ON FUNCTION outbox._check_url(text, text, integer[]) IS
 'Refuses (22023) a URL that a subscription with this network and these ports cannot use. Addresses are judged when they are dialled, after DNS.';
 
+-- As much as can be seen without a cryptographic library: complete PEM blocks, each the base64 of one DER SEQUENCE (ITU-T X.690). What the worker's
+-- library then cannot use fails as a TLS error that says so.
+CREATE FUNCTION outbox._check_ca(ca text) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    shape   CONSTANT text := 'Give the text of a PEM file: lines of base64 between -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----, as they are.';
+    begun   CONSTANT bigint := (octet_length(ca) - octet_length(replace(ca, '-----BEGIN ', ''))) / octet_length('-----BEGIN ');
+    n       integer := 0;
+    encoded text;
+    der     bytea;
+    size    integer;
+BEGIN
+    IF octet_length(ca) > 65536 THEN
+        PERFORM outbox._refuse_option('ca', format('The certificates have %s bytes; at most 65536 are permitted.', octet_length(ca)), 'Leave out those that have not signed the receiver''s certificate.');
+    ELSIF ca LIKE '%PRIVATE KEY-----%' THEN
+        PERFORM outbox._refuse_option('ca', 'The text contains a private key.', 'Give certificates only: they are kept, and dumped, as they are.');
+    END IF;
+
+    FOR encoded IN
+        SELECT m[1] FROM regexp_matches(ca, '(?:^|\n)-----BEGIN CERTIFICATE-----[ \t\r]*\n((?:[A-Za-z0-9+/]{1,250}[= \t\r]*\n)+)-----END CERTIFICATE-----', 'g') m
+    LOOP
+        n := n + 1;
+        BEGIN
+            der := decode(encoded, 'base64');
+        EXCEPTION WHEN invalid_parameter_value THEN
+            der := '';
+        END;
+        size := CASE WHEN octet_length(der) < 5 OR get_byte(der, 0) <> 48 THEN -1
+                     WHEN get_byte(der, 1) < 128 THEN 2 + get_byte(der, 1)
+                     WHEN get_byte(der, 1) = 129 THEN 3 + get_byte(der, 2)
+                     WHEN get_byte(der, 1) = 130 THEN 4 + get_byte(der, 2) * 256 + get_byte(der, 3)
+                     ELSE -1 END;
+        IF size <> octet_length(der) THEN
+            PERFORM outbox._refuse_option('ca', format('What is in certificate %s is cut off or is no certificate.', n), shape);
+        END IF;
+    END LOOP;
+    IF n = 0 THEN
+        PERFORM outbox._refuse_option('ca', 'The text has no certificate in PEM form.', shape);
+    ELSIF n <> begun THEN
+        PERFORM outbox._refuse_option('ca', format('Of %s PEM blocks only %s are complete certificates.', begun, n), shape);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_ca(text) IS 'Refuses (22023) a text that cannot be certificates in PEM form';
+
 CREATE FUNCTION outbox._check_span(option text, span interval, lowest interval, highest interval) RETURNS void LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -989,8 +1034,8 @@ BEGIN
     IF s.disable_after <> '0'::interval THEN   -- 0: never
         PERFORM outbox._check_span('disable_after', s.disable_after, '1 s', '365 days');
     END IF;
-    IF octet_length(s.ca) > 65536 OR s.ca !~ '-----BEGIN CERTIFICATE-----' THEN
-        PERFORM outbox._refuse_option('ca', 'These are not certificates in PEM form, of at most 65536 bytes.', 'Give the text of a file that begins with -----BEGIN CERTIFICATE-----.');
+    IF s.ca IS NOT NULL THEN
+        PERFORM outbox._check_ca(s.ca);
     END IF;
 
     IF cardinality(s.ports) NOT BETWEEN 1 AND 100 OR array_ndims(s.ports) <> 1 THEN

@@ -31,7 +31,8 @@ static const char load_query[] =
 "       (pg_catalog.date_part('epoch', s.give_up_after) * 1e6)::int8, s.fatal_statuses, s.types, s.tenant,"
 "       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after,"
 "       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8,"
-"       s.state = 'disabled' AND s.reason = '" OUTBOX_UNREADABLE "'"
+"       s.state = 'disabled' AND s.reason = '" OUTBOX_UNREADABLE "',"
+"       s.ca"
 "  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
 
 static const char secrets_query[] =
@@ -139,6 +140,7 @@ load_endpoint(OutboxSubscription *subscription, int row)
 	endpoint->timeout = integer(row, 11);
 	endpoint->connect_timeout = integer(row, 12);
 	endpoint->response_kept = integer(row, 13);
+	endpoint->ca = string(row, 33);
 }
 
 static void

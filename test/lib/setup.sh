@@ -82,7 +82,7 @@ build_packages() {
 
 # What only the tests need.
 test_packages() {
-	printf '%s\n' "postgresql-$PGVERSION-cron" pgbouncer
+	printf '%s\n' "postgresql-$PGVERSION-cron" pgbouncer socat
 	foreign_node || printf '%s\n' nodejs node-pg
 }
 

@@ -38,7 +38,7 @@ SELECT outbox.subscribe('full', 'https://hooks.example.com:8443/path?query=1', t
     starting => '2026-01-02 03:04:05.678+00', max_in_flight => 3, timeout => '1 min', connect_timeout => '10 s', retry_base => '1 day', retry_factor => 1.5, retry_max => '2 days', retry_jitter => 0,
     max_attempts => 7, give_up_after => '7 days', fatal_statuses => '{400,422}', max_blocked => 20, response_kept => 0, network => 'private', ports => '{8443}',
     format => 'batch', batch_size => 10, batch_bytes => 2048, batch_linger => '1 s', rate_limit => 0.1, breaker_threshold => 0, breaker_probe => '1 h', disable_after => '0',
-    ca => '-----BEGIN CERTIFICATE-----',
+    ca => E'-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----',
     labels => '{"team": "billing"}', description => 'invoices', secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw') IS NOT NULL AS made;
 SELECT kind, url, tenant, types, ordering, on_dead, network, ports, max_in_flight, timeout, connect_timeout, retry_base, retry_factor, retry_max, retry_jitter, max_attempts,
        give_up_after, fatal_statuses, max_blocked, response_kept, format, batch_size, batch_bytes, batch_linger, rate_limit, breaker_threshold, breaker_probe, breaker_max,
