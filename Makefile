@@ -7,6 +7,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" outbox.contro
 MODULE_big = outbox
 OBJS = \
 	src/bell.o \
+	src/call.o \
 	src/capture.o \
 	src/capture_arguments.o \
 	src/catalog.o \
@@ -22,6 +23,7 @@ OBJS = \
 	src/module.o \
 	src/operator.o \
 	src/pattern.o \
+	src/pull.o \
 	src/ring.o \
 	src/settings.o \
 	src/snapshot.o \

@@ -969,6 +969,27 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_number(text, float8, float8, float8) IS 'Refuses (22023) a number out of bounds';
 
+CREATE FUNCTION outbox._refuse_push_options(kind text, options jsonb) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    option text;
+BEGIN
+    IF kind = 'push' THEN
+        RETURN;
+    ELSIF options ? 'url' THEN
+        PERFORM outbox._refuse_option('url', 'A pull subscription cannot become a push subscription.', 'Subscribe anew, under another name.');
+    END IF;
+    SELECT o INTO option FROM jsonb_object_keys(options) AS o
+     WHERE o = ANY ('{network,ports,ca,secret,headers,timeout,connect_timeout,response_kept,fatal_statuses,max_in_flight,rate_limit,format,batch_size,batch_bytes,batch_linger,
+                      breaker_threshold,breaker_probe,breaker_max,disable_after}'::text[])
+     ORDER BY o LIMIT 1;
+    IF FOUND THEN
+        PERFORM outbox._refuse_option(option, 'A pull subscription sends nothing: this option is for subscriptions with a URL.', 'Leave it out, or give a URL.');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._refuse_push_options(text, jsonb) IS 'Refuses (22023) options that a pull subscription has no use for';
+
 CREATE FUNCTION outbox._check_subscription(s outbox.subscription, operator boolean) RETURNS outbox.subscription LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1054,7 +1075,9 @@ BEGIN
         END IF;
     END LOOP;
 
-    PERFORM outbox._check_url(s.url, s.network, s.ports);
+    IF s.kind = 'push' THEN
+        PERFORM outbox._check_url(s.url, s.network, s.ports);
+    END IF;
 
     -- intervals as plain microseconds: neither readers nor arithmetic need to think about days and months
     s.timeout         := make_interval(secs => extract(epoch FROM s.timeout)::float8);
@@ -1171,12 +1194,9 @@ BEGIN
     -- from here to commit no segment is emptied: what this subscription is to read stays
     LOCK TABLE outbox.event IN ACCESS SHARE MODE;
 
-    IF NOT options ? 'url' THEN
-        RAISE feature_not_supported USING MESSAGE = 'pull subscriptions are not supported yet',
-            DETAIL = 'A subscription without a URL would be drained by SQL.', HINT = 'Give the URL of a webhook receiver.';
-    END IF;
-
     s := jsonb_populate_record(outbox._default_subscription(), options);
+    s.kind := CASE WHEN options ? 'url' THEN 'push' ELSE 'pull' END;
+    PERFORM outbox._refuse_push_options(s.kind, options);
     IF NOT options ? 'connect_timeout' THEN
         s.connect_timeout := LEAST(s.connect_timeout, s.timeout);
     END IF;
@@ -1187,7 +1207,9 @@ BEGIN
         s.breaker_max := GREATEST(s.breaker_max, s.breaker_probe);
     END IF;
     s := outbox._check_subscription(s, operator);
-    key := COALESCE(outbox._secret_bytes(options->>'secret'), outbox._new_secret());
+    IF s.kind = 'push' THEN
+        key := COALESCE(outbox._secret_bytes(options->>'secret'), outbox._new_secret());
+    END IF;
 
     IF COALESCE(options->>'starting', 'now') = 'now' THEN
         here := outbox._position_now();
@@ -1216,6 +1238,9 @@ BEGIN
         RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', s.name),
             DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
     END IF;
+    IF s.kind = 'pull' THEN
+        RETURN NULL;
+    END IF;
     PERFORM outbox._set_headers(s.id, options->'headers');
     RETURN outbox._store_signing_secret(s.id, key);
 END
@@ -1234,10 +1259,10 @@ CREATE FUNCTION outbox.subscribe(
     secret text DEFAULT NULL, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
 COMMENT ON FUNCTION outbox.subscribe IS
-'Creates a push subscription. Returns its signing secret, which is shown only now; NULL if the subscription existed (if_not_exists).
+'Creates a subscription. Returns its signing secret, which is shown only now; NULL for a pull subscription, and if the subscription existed (if_not_exists).
 NULL stands for the default:
 name: 1 to 128 of letters, digits, _ . : -
-url: of the webhook receiver, at most 2048 bytes. Without one: not built yet (0A000).
+url: of the webhook receiver, at most 2048 bytes. Without one it is a pull subscription: see pull(). What concerns requests is then refused.
 types: patterns; * is one dot-separated word, ** any number of words ({**}). tenant: only events of this tenant.
 ordering: key (events with the same key one after the other) or none (key). on_dead: skip, or block what follows a dead letter of the same key (skip).
 starting: now, earliest, or a timestamp (now: this transaction''s own events and all that commit later).
@@ -1291,6 +1316,7 @@ BEGIN
         END IF;
         s := jsonb_populate_record(s, jsonb_build_object(option, to_jsonb(outbox._default_subscription())->option));
     END LOOP;
+    PERFORM outbox._refuse_push_options(s.kind, options);
     s := jsonb_populate_record(s, options);
     s := outbox._check_subscription(s, operator);
 
@@ -1395,6 +1421,10 @@ DECLARE
     unreadable bigint;
     still      record;
 BEGIN
+    IF s.kind = 'pull' THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = format('subscription "%s" has no secret', s.name),
+            DETAIL = 'It is a pull subscription: it sends nothing that could be signed.', HINT = 'Only subscriptions with a URL have secrets.';
+    END IF;
     PERFORM outbox._check_span('overlap', span, '0', '30 days');
     until := clock_timestamp() + span;
     -- two rotations at a time would both leave their secret without an end: above READ COMMITTED this makes the second one fail (40001)
@@ -1428,7 +1458,7 @@ COMMENT ON FUNCTION outbox.rotate_secret(text, interval, text) IS
 overlap: how long the secrets it has had go on signing beside the new one, 0 to 30 d; 0: they stop at once. Meanwhile every request carries a signature of each, the newest first (Standard Webhooks 1.0.0),
 so that the receiver can change over at any moment. At most 4 secrets sign at a time (54000). Secrets that cannot be read are dropped.
 secret: to be used instead of a generated one, whsec_ and the base64 of 24 to 64 bytes; it may appear in the server''s statement log.
-Applies to every request started after this commits. Errors: 22023 invalid overlap or secret, 42704 unknown name, 42501 a private subscription and no operator, F0000 outbox.secret_key_file cannot be used.';
+Applies to every request started after this commits. Errors: 22023 invalid overlap or secret, 42704 unknown name, 42501 a private subscription and no operator, F0000 outbox.secret_key_file cannot be used, 55000 a pull subscription.';
 
 CREATE FUNCTION outbox._ping(name text, operator boolean) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1715,7 +1745,7 @@ discarded, expired (it was dead or discarded, and that is forgotten by outbox.de
 
 -- Qualified, so that it needs no search path, and queries can be planned through it.
 CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal'])[outcome OPERATOR(pg_catalog.+) 1];
+RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal', 'nack', 'lease_expired'])[outcome OPERATOR(pg_catalog.+) 1];
 COMMENT ON FUNCTION outbox._outcome_name(smallint) IS 'The name of an OutboxOutcome (src/delivery/verdict.h)';
 
 CREATE FUNCTION outbox.trace(id uuid) RETURNS TABLE (at timestamptz, what text, subscription text, detail text)
@@ -1998,7 +2028,7 @@ SELECT s.name,
                         AND (d.status OPERATOR(pg_catalog.=) 'retrying' OR (s.on_dead OPERATOR(pg_catalog.=) 'block' AND d.status OPERATOR(pg_catalog.=) 'dead'))) AS blocked;
 COMMENT ON VIEW outbox.subscription_status IS 'How every subscription is doing';
 COMMENT ON COLUMN outbox.subscription_status.name IS 'The subscription';
-COMMENT ON COLUMN outbox.subscription_status.kind IS 'push';
+COMMENT ON COLUMN outbox.subscription_status.kind IS 'push (has a URL) or pull (drained by SQL)';
 COMMENT ON COLUMN outbox.subscription_status.url IS 'Scheme, host and port of the receiver; the rest of a webhook URL is a secret';
 COMMENT ON COLUMN outbox.subscription_status.tenant IS 'Whose events it gets; NULL: everybody''s';
 COMMENT ON COLUMN outbox.subscription_status.labels IS 'As given to subscribe()';
@@ -2241,6 +2271,39 @@ Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not 
 log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, secrets_encrypted (that are not), secrets_unreadable (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
+-- ===== pull =============================================================================================================
+
+-- They run as the owner, who alone may read events; the worker is asked, so none of them changes a table.
+
+CREATE FUNCTION outbox.pull(subscription text, max_events integer DEFAULT 100, lease interval DEFAULT '60 s',
+    OUT event_id uuid, OUT type text, OUT key text, OUT tenant text, OUT payload jsonb, OUT body bytea, OUT content_type text, OUT headers jsonb, OUT traceparent text,
+    OUT created_at timestamptz, OUT attempt integer, OUT token uuid, OUT leased_until timestamptz)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 100 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_pull';
+COMMENT ON FUNCTION outbox.pull(text, integer, interval) IS
+'Leases events of a pull subscription that wait, oldest first, to the caller alone, until they are settled by ack() or nack(), or the lease ends. Any number of workers may pull side by side.
+subscription: its name. max_events: at most so many, 1 to 1000 (100). lease: 100 ms to 12 h (60 s); extend() makes it longer. Returns no row when nothing waits, or the subscription is paused.
+Only events whose commit is durable are returned. With ordering = key, events of a key come in order, and while some are leased, no other worker gets events of that key. attempt: 1 for the first
+time. token: the same for all of a call. Rolling back does not end a lease. A lease that ends unsettled was a failed attempt; after max_attempts the event is a dead letter.
+As with push, an event may come again: after a lease has ended, and after a crash or a restart of the delivery worker, which makes all tokens stale. accept() recognizes it.
+Errors: 42704 for an unknown subscription, 55000 if it has a URL or the delivery worker is not running, 22023, 25006 in a read-only transaction.';
+
+CREATE FUNCTION outbox.ack(subscription text, ids uuid[], token uuid) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_ack';
+COMMENT ON FUNCTION outbox.ack(text, uuid[], uuid) IS
+'Says that events of a lease are done; they are, if and when this transaction commits, and stay leased until it ends. ids: at most 1000; NULL: all of the lease. token: from pull(). Returns how many.
+Errors: 55000 for a token that is stale (the lease ended) and for an event that is not in the lease, 55P03 for one that another transaction is settling; then none of them is done.';
+
+CREATE FUNCTION outbox.nack(subscription text, ids uuid[], token uuid, retry_in interval DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_nack';
+COMMENT ON FUNCTION outbox.nack(text, uuid[], uuid, interval, text) IS
+'Says that events of a lease failed, if and when this transaction commits: an attempt each. They come again after retry_in, 0 to 30 d, NULL: as the subscription''s retry policy says; after
+max_attempts or give_up_after they are dead letters. reason: for people, up to 159 bytes are kept. ids, token, result and errors: as ack().';
+
+CREATE FUNCTION outbox.extend(subscription text, token uuid, lease interval DEFAULT '60 s') RETURNS timestamptz
+LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_extend';
+COMMENT ON FUNCTION outbox.extend(text, uuid, interval) IS
+'Makes a lease end so long from now, 100 ms to 12 h (60 s), at once, whatever becomes of this transaction. token: from pull(). Returns until when. Errors: 55000 for a stale token.';
+
 -- ===== rights ============================================================================================================
 
 -- Rights are given by kind of role, to the objects a kind needs. consumer, manager and operator each include the one before; publisher stands apart.
@@ -2273,6 +2336,10 @@ SET search_path = pg_catalog, pg_temp AS $$
         (1, 'SELECT',      'TABLE outbox.attempt'),
         (1, 'EXECUTE',     'FUNCTION outbox._outcome_name'),
         (1, 'EXECUTE',     'FUNCTION outbox.event_status'),
+        (1, 'EXECUTE',     'FUNCTION outbox.pull'),
+        (1, 'EXECUTE',     'FUNCTION outbox.ack'),
+        (1, 'EXECUTE',     'FUNCTION outbox.nack'),
+        (1, 'EXECUTE',     'FUNCTION outbox.extend'),
         (2, 'EXECUTE',     'FUNCTION outbox.trace'),
         (2, 'EXECUTE',     'FUNCTION outbox.subscribe'),
         (2, 'EXECUTE',     'FUNCTION outbox.alter_subscription'),
@@ -2330,7 +2397,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.grant_role(regrole, text) IS
-'Gives a role the rights of a kind. publisher: records events, captures tables it owns, and sees nothing. consumer: reads the status views and event_status(). manager: also subscribes, on the public network.
+'Gives a role the rights of a kind. publisher: records events, captures tables it owns, and sees nothing. consumer: pulls, and reads the status views and event_status(). manager: also subscribes, on the public network.
 operator: also start, stop, maintenance, health, redrive, discard, the network option private, and reads events. Only superusers may call this. Errors: 22023 for an unknown kind.';
 
 CREATE FUNCTION outbox.revoke_role(role regrole, kind text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -26,6 +26,7 @@
 #define OUTBOX_RING_SUBSCRIPTIONS	0x02	/* subscriptions changed: reload */
 #define OUTBOX_RING_DELIVERIES		0x04	/* an operator changed deliveries: resync */
 #define OUTBOX_RING_ARMED			0x08	/* start() or stop(): tell the launcher */
+#define OUTBOX_RING_CALLS			0x10	/* a backend asks, or has ended a transaction that settled events (call.h) */
 
 /* How a delivery worker ended, for the launcher. */
 typedef enum OutboxWorkerEnd

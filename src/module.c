@@ -7,11 +7,13 @@
 #include "postgres.h"
 
 #include "bell.h"
+#include "call.h"
 #include "capture_arguments.h"
 #include "copies.h"
 #include "fmgr.h"
 #include "launcher.h"
 #include "miscadmin.h"
+#include "pull.h"
 #include "settings.h"
 #include "storage/ipc.h"
 #include "yield.h"
@@ -29,6 +31,7 @@ shmem_request(void)
 	if (next_shmem_request)
 		next_shmem_request();
 	outbox_bell_request();
+	outbox_call_request();
 }
 
 static void
@@ -37,6 +40,7 @@ shmem_startup(void)
 	if (next_shmem_startup)
 		next_shmem_startup();
 	outbox_bell_startup();
+	outbox_call_startup();
 }
 
 void
@@ -55,6 +59,7 @@ _PG_init(void)
 	next_shmem_startup = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
 	outbox_bell_install();
+	outbox_pull_install();
 	outbox_yield_install();
 	outbox_capture_arguments_install();
 

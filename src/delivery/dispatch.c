@@ -459,17 +459,12 @@ tell(OutboxLane *lane, const OutboxExchange *exchange, TimestampTz now)
 	}
 }
 
-/* What the outcome of its request means for one item; its attempt is counted. */
 static void
-conclude(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *verdict)
+carry_out(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *verdict)
 {
 	OutboxLane *lane = item->lane;
 
-	if (item->withdrawn)
-		outbox_item_finish(item);
-	else if (verdict->decision != OUTBOX_DONE && !outbox_item_is_first(item))
-		wait_again(item, exchange);
-	else if (verdict->decision == OUTBOX_RETRY)
+	if (verdict->decision == OUTBOX_RETRY)
 		retry(item, exchange, verdict->at);
 	else if (verdict->decision == OUTBOX_DEAD)
 		die_letter(item, exchange, verdict->reason);
@@ -479,6 +474,18 @@ conclude(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *
 			outbox_ledger_remove(lane->subscription->id, &item->id);
 		outbox_item_finish(item);
 	}
+}
+
+/* What the outcome of its request means for one item; its attempt is counted. */
+static void
+conclude(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *verdict)
+{
+	if (item->withdrawn)
+		outbox_item_finish(item);
+	else if (verdict->decision != OUTBOX_DONE && !outbox_item_is_first(item))
+		wait_again(item, exchange);
+	else
+		carry_out(item, exchange, verdict);
 }
 
 /* Each item of the request has its attempt in the log; of a split, all exchanges have the number of the attempt that goes on. */
@@ -500,21 +507,34 @@ any_is_wanted(OutboxItem *const *items, int n)
 	return false;
 }
 
+static void
+let_go(OutboxItem *item)
+{
+	OutboxLane *lane = item->lane;
+
+	lane->in_flight--;
+	lane->flying_bytes -= item->size;
+	outbox_subscription_unpin(item->subscription);
+	item->subscription = NULL;
+}
+
 /* The request is over: they are no longer part of one. */
 static void
-let_go(OutboxItem *const *items, int n)
+end_request(OutboxItem *const *items, int n)
 {
-	OutboxLane *lane = items[0]->lane;
-
 	total_in_flight--;
-	lane->requests--;
+	items[0]->lane->requests--;
 	for (int i = 0; i < n; i++)
-	{
-		lane->in_flight--;
-		lane->flying_bytes -= items[i]->size;
-		outbox_subscription_unpin(items[i]->subscription);
-		items[i]->subscription = NULL;
-	}
+		let_go(items[i]);
+}
+
+static void
+free_dropped(OutboxLane *lane, OutboxItem *const *items, int n)
+{
+	for (int i = 0; i < n; i++)
+		outbox_item_free(items[i]);
+	if (lane->in_flight == 0)
+		outbox_lane_free(lane);
 }
 
 void
@@ -527,13 +547,10 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 
 	lane->failures = exchange->outcome == OUTBOX_DELIVERED ? 0 : lane->failures + 1;
 	splits = outbox_batch_splits(items, n, exchange, now, dice);
-	let_go(items, n);
+	end_request(items, n);
 	if (lane->dropped)
 	{
-		for (int i = 0; i < n; i++)
-			outbox_item_free(items[i]);
-		if (lane->in_flight == 0)
-			outbox_lane_free(lane);
+		free_dropped(lane, items, n);
 		outbox_subscription_unpin(subscription);
 		return;
 	}
@@ -567,11 +584,35 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 	outbox_lane_enlist(lane);
 }
 
+void
+outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64 retry_in, TimestampTz now)
+{
+	OutboxLane *lane = item->lane;
+	OutboxVerdict verdict = outbox_verdict(exchange->outcome, 0, ++item->attempts, item->first_at, now, -1,
+										   pg_prng_double(&pg_global_prng_state), &item->subscription->retry);
+
+	if (verdict.decision == OUTBOX_RETRY && retry_in >= 0)
+		verdict.at = now + retry_in;
+	let_go(item);
+	if (lane->dropped)
+	{
+		free_dropped(lane, &item, 1);
+		return;
+	}
+	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange, false);
+	tell(lane, exchange, now);
+	if (item->withdrawn)
+		outbox_item_finish(item);
+	else
+		carry_out(item, exchange, &verdict);
+}
+
 /* ---- cursors and status ---- */
 
-void
+bool
 outbox_dispatch_pass_overtaken(TimestampTz now)
 {
+	bool		young = false;
 	ListCell   *cell;
 
 	foreach(cell, outbox_lane_all())
@@ -579,8 +620,9 @@ outbox_dispatch_pass_overtaken(TimestampTz now)
 		OutboxLane *lane = lfirst(cell);
 
 		if (lane->n_outstanding > 0)
-			outbox_lane_pass_overtaken(lane, now, false);
+			young |= outbox_lane_pass_overtaken(lane, now, false);
 	}
+	return young;
 }
 
 /* When the oldest event that waits in a lane was made; 0: none waits. */

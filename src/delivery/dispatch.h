@@ -44,10 +44,13 @@ extern OutboxItem *outbox_dispatch_next(int max_in_flight, TimestampTz now);
 extern void outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *exchange, TimestampTz now);
 extern int	outbox_dispatch_in_flight(void);	/* requests */
 
+/* The same for a lease: how it was settled; retry_in: microseconds until the next attempt, if there is one, -1: as the retry policy says. */
+extern void outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64 retry_in, TimestampTz now);
+
 /* ---- cursors and status ---- */
 
-/* Notes rows for items that were overtaken, so that cursors can pass them. */
-extern void outbox_dispatch_pass_overtaken(TimestampTz now);
+/* Notes rows for items that were overtaken, so that cursors can pass them. True: for some it is too early yet. */
+extern bool outbox_dispatch_pass_overtaken(TimestampTz now);
 
 /* Publishes the lanes' state for views. */
 extern void outbox_dispatch_publish(void);

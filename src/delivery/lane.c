@@ -134,7 +134,7 @@ places_taken(const OutboxLane *lane)
 static bool
 may_be_listed(OutboxLane *lane)
 {
-	return !lane->listed && outbox_lane_may_send(lane) && !dlist_is_empty(&lane->ready) &&
+	return !lane->listed && !lane->subscription->pull && outbox_lane_may_send(lane) && !dlist_is_empty(&lane->ready) &&
 		places_taken(lane) < lane->subscription->max_in_flight;
 }
 
@@ -494,6 +494,7 @@ outbox_item_fly(OutboxItem *item, TimestampTz now)
 	item->state = OUTBOX_ITEM_IN_FLIGHT;
 	item->subscription = outbox_subscription_pin(lane->subscription);
 	item->started_at = now;
+	item->next_at = 0;
 	if (item->first_at == 0)
 		item->first_at = now;
 	lane->in_flight++;
@@ -514,7 +515,7 @@ outbox_item_follower(OutboxItem *item)
 	if (!dlist_has_next(&queue->items, &item->key_node))
 		return NULL;
 	next = dlist_container(OutboxItem, key_node, dlist_next_node(&queue->items, &item->key_node));
-	return next->state == OUTBOX_ITEM_WAITING && !next->dead && next->next_at == 0 ? next : NULL;
+	return next->state == OUTBOX_ITEM_WAITING && !next->dead && (next->next_at == 0 || next->next_at <= GetCurrentTimestamp()) ? next : NULL;
 }
 
 void
@@ -662,7 +663,7 @@ outbox_item_note(OutboxItem *item, OutboxRowStatus status, const OutboxExchange 
 		.key = item->lane->subscription->ordered && item->logged != NULL ? item->logged->event.key : NULL,
 		.attempts = item->attempts,
 		.first_at = item->first_at,
-		.next_at = status == OUTBOX_ROW_RETRYING ? item->next_at : 0,
+		.next_at = status == OUTBOX_ROW_RETRYING ? item->next_at : status == OUTBOX_ROW_LEASED ? item->leased_until : 0,
 		.reason = reason
 	};
 
@@ -709,7 +710,7 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	item->seen = true;
 	item->attempts = exception->attempts;
 	item->first_at = exception->first_at;
-	item->next_at = exception->status == OUTBOX_ROW_RETRYING ? exception->next_at : 0;
+	item->next_at = exception->status == OUTBOX_ROW_RETRYING || exception->status == OUTBOX_ROW_LEASED ? exception->next_at : 0;
 	item->dead = exception->status == OUTBOX_ROW_DEAD;
 	lane->n_rows++;
 
@@ -759,7 +760,7 @@ pass(OutboxItem *item)
 	switch (item->state)
 	{
 		case OUTBOX_ITEM_IN_FLIGHT:
-			outbox_item_make_row(item, OUTBOX_ROW_SENDING, NULL, NULL);
+			outbox_item_make_row(item, item->lease != NULL ? OUTBOX_ROW_LEASED : OUTBOX_ROW_SENDING, NULL, NULL);
 			break;
 		case OUTBOX_ITEM_WAITING:
 			outbox_item_make_row(item, item->next_at == 0 ? OUTBOX_ROW_BLOCKED : OUTBOX_ROW_RETRYING, NULL, NULL);
@@ -779,10 +780,11 @@ pass(OutboxItem *item)
  * at_once: the lane is about to go back to where its oldest item without a row begins.  Whatever lies beyond that place must then be untouched: not done, not an exception, not in flight, or
  * it would be sent again when it is read again.
  */
-void
+bool
 outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 {
 	uint64		touched = lane->max_done_seq;
+	bool		young = false;
 	dlist_mutable_iter iter;
 
 	if (at_once)
@@ -799,16 +801,18 @@ outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 	dlist_foreach_modify(iter, &lane->outstanding)
 	{
 		OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
-		bool		overtaken = item->seq < touched &&
-			(at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS));
+		bool		overtaken = item->seq < touched;
+		bool		old = at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS);
 		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
 
-		if (!overtaken && !blocked)
+		young |= overtaken && !old && !blocked;
+		if (!(overtaken && old) && !blocked)
 			continue;
 		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
-			return;
+			break;
 		pass(item);
 	}
+	return young;
 }
 
 /* ---- coming and going ---- */

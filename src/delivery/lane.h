@@ -22,6 +22,7 @@ typedef enum OutboxItemState
 } OutboxItemState;
 
 typedef struct OutboxLane OutboxLane;
+typedef struct OutboxLease OutboxLease;
 
 /* One event for one subscription, not yet done. */
 typedef struct OutboxItem
@@ -43,6 +44,8 @@ typedef struct OutboxItem
 	TimestampTz started_at;		/* of the attempt in flight */
 	TimestampTz first_at;		/* of the first attempt; 0: none yet */
 	TimestampTz next_at;		/* RETRY: when */
+	OutboxLease *lease;			/* IN_FLIGHT, of a pull lane (lease.c) … */
+	TimestampTz leased_until;	/* … and its end */
 
 	OutboxChunk *chunk;			/* pinned; NULL: not in memory */
 	const OutboxLoggedEvent *logged;
@@ -50,7 +53,7 @@ typedef struct OutboxItem
 	OutboxSubscription *subscription;	/* IN_FLIGHT: pinned, what the request was made with */
 
 	dlist_node	outstanding;	/* in log order, unless row */
-	dlist_node	queue;			/* READY: the lane's queue; FETCHING: everybody's */
+	dlist_node	queue;			/* READY: the lane's queue; FETCHING: everybody's; IN_FLIGHT: lease.c's lists */
 	dlist_node	key_node;		/* among the items of its key */
 	pairingheap_node due;		/* RETRY */
 } OutboxItem;
@@ -143,8 +146,8 @@ extern bool outbox_lane_head_may_read(TimestampTz now);
 /* Where the lane's cursor may be; false: at the head with nothing outstanding. */
 extern bool outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position);
 
-/* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. */
-extern void outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
+/* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. True: some are too young for that yet. */
+extern bool outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
 
 /* Order per key was switched off: what waited behind another item waits no longer. */
 extern void outbox_lane_unorder(OutboxLane *lane);

@@ -66,6 +66,7 @@ typedef struct Attempt
 
 static const char *const status_names[] = {
 	[OUTBOX_ROW_SENDING] = "sending",
+	[OUTBOX_ROW_LEASED] = "leased",
 	[OUTBOX_ROW_RETRYING] = "retrying",
 	[OUTBOX_ROW_BLOCKED] = "blocked",
 	[OUTBOX_ROW_DEAD] = "dead"

@@ -31,6 +31,7 @@
 static OutboxWork *const work = &outbox_work;
 static bool full_state = true;	/* the next checkpoint writes every cursor */
 static int	done = 0;			/* items, since the last checkpoint */
+static bool young = false;		/* cursors wait for items that were overtaken, and are too young for a row: another checkpoint must follow */
 static uint64 written_head;		/* base tick of the newest committed head row */
 static TimestampTz checkpoint_at;
 
@@ -146,7 +147,7 @@ record(bool checkpoint, TimestampTz now)
 		outbox_backlog_committed();
 		forget_history();
 		full_state = false;
-		work->moved = false;
+		work->moved = young;
 		done = 0;
 		checkpoint_at = now;
 		written_head = work->head.base->number;
@@ -189,7 +190,7 @@ outbox_recorder_step(TimestampTz now)
 		return;
 	if (checkpoint)
 	{
-		outbox_dispatch_pass_overtaken(now);
+		young = outbox_dispatch_pass_overtaken(now);
 		outbox_dispatch_publish();
 	}
 	if (checkpoint || work->want_resync || outbox_ledger_pending() >= RECORD_NOTES ||
@@ -201,7 +202,7 @@ void
 outbox_recorder_finish(TimestampTz now)
 {
 	work->step = OUTBOX_STEP_RECORD;
-	outbox_dispatch_pass_overtaken(now);
+	(void) outbox_dispatch_pass_overtaken(now);
 	record(true, now);
 }
 

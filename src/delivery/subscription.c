@@ -33,7 +33,7 @@ static const char load_query[] =
 "       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8,"
 "       s.state = 'disabled' AND s.reason = '" OUTBOX_UNREADABLE "',"
 "       s.ca"
-"  FROM outbox.subscription s WHERE s.kind = 'push' ORDER BY s.id";
+"  FROM outbox.subscription s ORDER BY s.id";
 
 static const char secrets_query[] =
 "SELECT k.subscription_id, k.secret, k.expires_at, k.kind, k.key_id FROM outbox.secret k"
@@ -211,6 +211,7 @@ load_one(int64 epoch, int row)
 	subscription->max_blocked = integer(row, 7);
 	load_format(subscription, row);
 	load_endpoint(subscription, row);
+	subscription->pull = subscription->endpoint.url == NULL;
 	load_retry(&subscription->retry, row);
 	subscription->match.types = strings(row, 21, &subscription->match.n_types);
 	subscription->match.tenant = string(row, 22);
@@ -338,7 +339,7 @@ load_secrets(OutboxSubscription **all, int n)
 	for (int i = 0; i < n; i++)
 	{
 		/* somebody has deleted it: receivers would refuse what is not signed */
-		if (all[i]->n_signers == 0)
+		if (all[i]->n_signers == 0 && !all[i]->pull)
 			all[i]->unreadable = true;
 	}
 }

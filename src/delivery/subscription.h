@@ -26,6 +26,7 @@ typedef struct OutboxSubscription
 
 	int32		id;
 	char	   *name;
+	bool		pull;			/* drained by SQL: no endpoint */
 	bool		active;			/* neither paused nor disabled */
 	bool		unreadable;		/* its secrets cannot be read: nothing may be sent … */
 	bool		was_unreadable; /* … and could not: it is disabled for that */
@@ -61,7 +62,7 @@ typedef struct OutboxSubscription
 /* Reason of a subscription that is disabled because its secrets cannot be read.  It goes on by itself when they can. */
 #define OUTBOX_UNREADABLE "secret unreadable"
 
-/* All push subscriptions, in CurrentMemoryContext's list; each pinned once.  In a transaction with SPI connected. */
+/* All subscriptions, in CurrentMemoryContext's list; each pinned once.  In a transaction with SPI connected. */
 extern List *outbox_subscription_load(int64 epoch);
 
 extern OutboxSubscription *outbox_subscription_pin(OutboxSubscription *subscription);

@@ -14,6 +14,7 @@
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
+#include "lease.h"
 #include "ledger.h"
 #include "reader.h"
 #include "recorder.h"
@@ -34,6 +35,7 @@ outbox_turn_start(OutboxDatabase *database)
 	work->database = database;
 	work->context = AllocSetContextCreate(TopMemoryContext, "outbox turn", ALLOCSET_DEFAULT_SIZES);
 	outbox_dispatch_init(database);
+	outbox_lease_init();
 	outbox_restore_start();
 	if (!work->over)
 		outbox_sender_start();
@@ -115,6 +117,7 @@ time_to_wait(TimestampTz now)
 	next = Min(next, Min(outbox_recorder_next(), outbox_item_next_due()));
 	if (want_renewal)
 		next = Min(next, work->not_before[OUTBOX_STEP_MAINTAIN]);
+	next = Min(next, outbox_lease_next());
 	if (work->want_reload)
 		next = Min(next, work->not_before[OUTBOX_STEP_RELOAD]);
 	wait = next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
@@ -140,7 +143,8 @@ outbox_turn_run(uint32 reasons)
 	outbox_reader_confirm();
 	if (!work->over)
 		outbox_reader_step(now);
-	idle = outbox_sender_step(now);
+	idle = outbox_lease_step(now);
+	idle &= outbox_sender_step(now);
 	if (!work->over)
 		outbox_recorder_step(GetCurrentTimestamp());
 	if (!work->over)

@@ -30,6 +30,8 @@ outbox_outcome_name(OutboxOutcome outcome)
 		[OUTBOX_BLOCKED] = "blocked",
 		[OUTBOX_BAD_REQUEST] = "bad_request",
 		[OUTBOX_INTERNAL] = "internal",
+		[OUTBOX_NACK] = "nack",
+		[OUTBOX_LEASE_EXPIRED] = "lease_expired",
 	};
 
 	return names[outcome];

@@ -24,7 +24,9 @@ typedef enum OutboxOutcome
 	OUTBOX_PROTOCOL,			/* not HTTP, or beyond the bounds on headers */
 	OUTBOX_BLOCKED,				/* the network policy refused the address, port or scheme */
 	OUTBOX_BAD_REQUEST,			/* the request cannot be formed (URL, header) */
-	OUTBOX_INTERNAL				/* our own fault: out of memory, unreadable event */
+	OUTBOX_INTERNAL,			/* our own fault: out of memory, unreadable event */
+	OUTBOX_NACK,				/* pull: the consumer refused it */
+	OUTBOX_LEASE_EXPIRED		/* pull: nobody said anything in time */
 } OutboxOutcome;
 
 extern const char *outbox_outcome_name(OutboxOutcome outcome);	/* "delivered", "http_3xx", … "timeout", "internal" */
