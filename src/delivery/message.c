@@ -406,10 +406,10 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 			add_cloudevent(&lines, message);
 			break;
 		case OUTBOX_FORMAT_STRUCTURED:
-			add_line(&lines, "Content-Type", "application/cloudevents+json; charset=UTF-8");
+			add_line(&lines, "Content-Type", "application/cloudevents+json; charset=utf-8");
 			break;
 		case OUTBOX_FORMAT_BATCH:
-			add_line(&lines, "Content-Type", "application/cloudevents-batch+json; charset=UTF-8");
+			add_line(&lines, "Content-Type", "application/cloudevents-batch+json; charset=utf-8");
 			break;
 	}
 	add_trace(&lines, message, span);

@@ -84,6 +84,7 @@ build_packages() {
 test_packages() {
 	printf '%s\n' "postgresql-$PGVERSION-cron" pgbouncer socat
 	foreign_node || printf '%s\n' nodejs node-pg
+	command -v npm >/dev/null || printf '%s\n' npm
 }
 
 # A node that is not Debian's: no package of Debian's that wants node can be installed beside it.
@@ -97,6 +98,19 @@ unpack_node_pg() {
 	mkdir -p "$to"
 	(cd "$to" && apt-get download -qq node-pg node-split2 node-xtend 2>/dev/null && for package in *.deb; do dpkg-deb -x "$package" .; done) ||
 		{ complain "apt-get download node-pg failed"; exit 2; }
+}
+
+# The reference libraries that the formats are verified with; which versions of what, says the lock file.
+install_npm_packages() {
+	local to=$scratch/npm from=$root/test/drivers
+	if cmp -s "$from/package-lock.json" "$to/package-lock.json" && [ -d "$to/node_modules" ]; then return; fi
+	rm -rf "$to"
+	mkdir -p "$to"
+	note "npm ci"
+	cp "$from/package.json" "$from/package-lock.json" "$to"
+	(cd "$to" && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error --cache "$to/cache" >"$to/log" 2>&1 </dev/null) ||
+		{ tail -n 20 "$to/log" >&2; rm -rf "$to"; complain "npm ci failed"; exit 2; }
+	rm -rf "$to/cache"
 }
 
 # ---- the private tree -----------------------------------------------------------------------------------------------------------
@@ -210,7 +224,7 @@ enter() {
 	chmod 755 "$scratch"
 	[ -d "$scratch/tree/usr/lib/postgresql/$PGVERSION" ] || make_tree "$scratch/tree"
 	mkdir -p "$scratch/run" "$scratch/home"
-	[ "${packages-}" != test_packages ] || unpack_node_pg
+	[ "${packages-}" != test_packages ] || { unpack_node_pg && install_npm_packages; }
 	copy_sources "$scratch/source"
 	[ "$(id -u)" = 0 ] && chown -R "$(unprivileged):" "$scratch"
 	for variable in $(compgen -v | grep '^PG'); do # nobody's server but ours
@@ -218,7 +232,7 @@ enter() {
 	done
 
 	set -m
-	as_unprivileged env OUTBOX_INSIDE="$scratch" PGVERSION="$PGVERSION" HOME="$scratch/home" LC_ALL=C.UTF-8 TZ=UTC TMPDIR="$scratch/run" NODE_PATH="$scratch/node/usr/share/nodejs:/usr/share/nodejs" \
+	as_unprivileged env OUTBOX_INSIDE="$scratch" PGVERSION="$PGVERSION" HOME="$scratch/home" LC_ALL=C.UTF-8 TZ=UTC TMPDIR="$scratch/run" NODE_PATH="$scratch/npm/node_modules:$scratch/node/usr/share/nodejs:/usr/share/nodejs" \
 		PATH="$scratch/tree/usr/lib/postgresql/$PGVERSION/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
 		bash "$scratch/source/test/$script" "$@" </dev/null 9>&- &
 	inside=$!

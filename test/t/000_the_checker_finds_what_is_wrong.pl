@@ -77,7 +77,7 @@ sub batch
 	my ($path, $id, @events) = @_;
 	my $body = '[' . join(',', map { qq({"id":"$_->[0]","partitionkey":"$_->[1]","data":{"[":["]}\\"", "$_->[2]"]}}) } @events) . ']';
 	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $receiver->port) or die "no connection: $!";
-	print $socket "POST $path HTTP/1.1\r\nHost: x\r\nwebhook-id: $id\r\nContent-Type: application/cloudevents-batch+json; charset=UTF-8\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+	print $socket "POST $path HTTP/1.1\r\nHost: x\r\nwebhook-id: $id\r\nContent-Type: application/cloudevents-batch+json; charset=utf-8\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
 	return $socket;
 }
 my ($one, $two, $three) = map { [ $_, 'k', $_ ] } qw(a b c);

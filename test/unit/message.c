@@ -331,8 +331,8 @@ test_formats(void)
 {
 	static const OutboxHeader own[] = {{"X-One", "1"}};
 	static const char *const types[] = {
-		[OUTBOX_FORMAT_STRUCTURED] = "application/cloudevents+json; charset=UTF-8",
-		[OUTBOX_FORMAT_BATCH] = "application/cloudevents-batch+json; charset=UTF-8"
+		[OUTBOX_FORMAT_STRUCTURED] = "application/cloudevents+json; charset=utf-8",
+		[OUTBOX_FORMAT_BATCH] = "application/cloudevents-batch+json; charset=utf-8"
 	};
 
 	for (int format = OUTBOX_FORMAT_STRUCTURED; format <= OUTBOX_FORMAT_BATCH; format++)
