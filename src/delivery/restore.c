@@ -33,7 +33,7 @@
 static OutboxWork *const work = &outbox_work;
 static TimestampTz secrets_until;
 
-#define UNREADABLE_RETRY_MS 30000	/* secrets that cannot be read are tried again, also without a reload of the configuration */
+#define UNREADABLE_RETRY_MS 10000	/* secrets that cannot be read are tried again, also without a reload of the configuration */
 
 static bool
 is_armed(void)
