@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "field.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -37,7 +38,7 @@ check_header(const JsonbValue *name, const JsonbValue *value, Datum *names, int 
 	int			size = name->val.string.len;
 
 	if (!outbox_field_name_valid(bytes, size))
-		refuse(psprintf("\"%.*s\" is not a valid HTTP field name.", Min(size, 255), bytes), "Choose a name of letters, digits and \"-\", such as Authorization.");
+		refuse(psprintf("\"%.*s\" is not a valid HTTP field name.", pg_mbcliplen(bytes, size, 255), bytes), "Choose a name of letters, digits and \"-\", such as Authorization.");
 	if (outbox_field_name_reserved(bytes, size))
 		refuse(psprintf("Header \"%.*s\" is reserved.", size, bytes), "Leave it out: it is set when an event is sent, or would change how.");
 	for (int i = 0; i < n; i++)
@@ -97,7 +98,8 @@ outbox_header_lines(PG_FUNCTION_ARGS)
 		appendBinaryStringInfo(&lines, value.val.string.val, value.val.string.len);
 		appendStringInfoChar(&lines, '\n');
 	}
-	converted = pg_server_to_any(lines.data, lines.len, PG_UTF8);
+	/* of SQL_ASCII nobody knows what it is, and the error would quote it */
+	converted = GetDatabaseEncoding() == PG_SQL_ASCII ? lines.data : pg_server_to_any(lines.data, lines.len, PG_UTF8);
 	size = converted == lines.data ? lines.len : (int) strlen(converted);
 	if (size > MAX_SIZE)
 		refuse(psprintf("Names and values have %d bytes; at most %d are permitted.", size, MAX_SIZE), "Use fewer or shorter headers.");

@@ -13,7 +13,10 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
+#include "compat.h"
 #include "vault.h"
+
+#define ABOUT 64
 
 /* What is encrypted along without being stored: a record of another subscription or kind does not open.  The number is that of this scheme. */
 static void
@@ -21,8 +24,6 @@ describe(char *about, Size size, const char *kind, int32 subscription)
 {
 	snprintf(about, size, "outbox:1:%s:%d", kind, subscription);
 }
-
-#define ABOUT 64
 
 unsigned char *
 outbox_vault_read(const OutboxKeyring *keyring, const char *kind, int32 subscription, const char *key_id, const bytea *stored, Size *size)

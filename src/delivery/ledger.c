@@ -182,6 +182,21 @@ outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id)
 	keep_note(note);
 }
 
+static bool
+state_noted(NoteKind kind, int32 subscription)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &notes)
+	{
+		const Note *note = dlist_container(Note, node, iter.cur);
+
+		if (note->kind == kind && note->row.subscription == subscription)
+			return true;
+	}
+	return false;
+}
+
 static void
 note_state(NoteKind kind, int32 subscription, const char *reason)
 {
@@ -201,7 +216,8 @@ outbox_ledger_disable(int32 subscription, const char *reason)
 void
 outbox_ledger_enable(int32 subscription, const char *reason)
 {
-	note_state(NOTE_ENABLE, subscription, reason);
+	if (!state_noted(NOTE_ENABLE, subscription))
+		note_state(NOTE_ENABLE, subscription, reason);
 }
 
 int
@@ -219,16 +235,7 @@ outbox_ledger_new_rows(void)
 bool
 outbox_ledger_disabling(int32 subscription)
 {
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &notes)
-	{
-		const Note *note = dlist_container(Note, node, iter.cur);
-
-		if (note->kind == NOTE_DISABLE && note->row.subscription == subscription)
-			return true;
-	}
-	return false;
+	return state_noted(NOTE_DISABLE, subscription);
 }
 
 bool
@@ -288,10 +295,15 @@ static OutboxStatement disable = {
 	2, {INT4OID, TEXTOID}
 };
 
-/* The subquery locks before resume() is called. */
+/* resume() would wait for whoever has locked one of these rows, and everything else that is to be recorded with it: so they are locked beforehand, all or not now. */
 static OutboxStatement enable = {
-	"SELECT outbox._resume(l.name, true) FROM ("
-	"  SELECT s.name FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'disabled' AND s.reason = $2 FOR UPDATE SKIP LOCKED OFFSET 0) AS l",
+	"WITH subscription AS MATERIALIZED ("
+	"  SELECT s.name FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'disabled' AND s.reason = $2 FOR UPDATE SKIP LOCKED),"
+	" locked AS MATERIALIZED ("
+	"  SELECT d.event_id FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.status NOT IN ('dead', 'discarded') FOR UPDATE SKIP LOCKED)"
+	" SELECT outbox._resume(s.name, true) FROM subscription s"
+	" WHERE (SELECT pg_catalog.count(*) FROM locked)"
+	"  = (SELECT pg_catalog.count(*) FROM outbox.delivery d WHERE d.subscription_id = $1 AND d.status NOT IN ('dead', 'discarded'))",
 	2, {INT4OID, TEXTOID}
 };
 
