@@ -13,6 +13,7 @@ OBJS = \
 	src/catalog.o \
 	src/cipher.o \
 	src/copies.o \
+	src/dedup.o \
 	src/enqueue.o \
 	src/event_id.o \
 	src/event_log.o \
@@ -21,10 +22,12 @@ OBJS = \
 	src/keyring.o \
 	src/launcher.o \
 	src/module.o \
+	src/once.o \
 	src/operator.o \
 	src/pattern.o \
 	src/pull.o \
 	src/ring.o \
+	src/schedule.o \
 	src/settings.o \
 	src/snapshot.o \
 	src/vault.o \

@@ -61,7 +61,8 @@ CREATE TABLE outbox.event (
     body         bytea,                  -- ... or this, with its content_type
     content_type text,
     headers      jsonb,                  -- object of strings
-    traceparent  text                    -- W3C trace context of the producer
+    traceparent  text,                   -- W3C trace context of the producer
+    scheduled_id uuid                    -- of a scheduled event: the id that enqueue() returned
 ) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
 -- The parent is always empty. With indexes of its own, no plan over the whole log needs a sequential scan.
 CREATE INDEX event_id_idx ON outbox.event (id);
@@ -78,10 +79,10 @@ END
 $make_segments$;
 
 COMMENT ON TABLE outbox.event IS 'The event log: every event recorded and not yet retired. Insert-only; written by enqueue() alone. Its rows are in the segments event_0 ... event_15.';
-COMMENT ON COLUMN outbox.event.id IS 'UUID version 7, strictly increasing within the database; also webhook-id and ce-id';
+COMMENT ON COLUMN outbox.event.id IS 'Its place in the log: UUID version 7, strictly increasing within the database. Unless there is a scheduled_id, also its id for everybody: webhook-id and ce-id.';
 COMMENT ON COLUMN outbox.event.xid IS 'The transaction that recorded it (top level)';
 COMMENT ON COLUMN outbox.event.epoch IS 'The installation that recorded it: epoch()';
-COMMENT ON COLUMN outbox.event.created_at IS 'When it was recorded (not: committed)';
+COMMENT ON COLUMN outbox.event.created_at IS 'When it was enqueued (not: committed, nor due)';
 COMMENT ON COLUMN outbox.event.type IS 'Its type: dot-separated words';
 COMMENT ON COLUMN outbox.event.key IS 'Ordering key; NULL: not ordered';
 COMMENT ON COLUMN outbox.event.tenant IS 'Whose event it is';
@@ -90,6 +91,7 @@ COMMENT ON COLUMN outbox.event.body IS 'The body, if it is not (enqueue_raw)';
 COMMENT ON COLUMN outbox.event.content_type IS 'Of body';
 COMMENT ON COLUMN outbox.event.headers IS 'HTTP fields to send with it: an object of strings';
 COMMENT ON COLUMN outbox.event.traceparent IS 'W3C trace context of the producer';
+COMMENT ON COLUMN outbox.event.scheduled_id IS 'Of an event that was scheduled: the id that enqueue() returned, and that webhook-id, ce-id and every function and view know it by; NULL: id';
 DO $describe_segments$
 BEGIN
     FOR segment IN 0 .. 15 LOOP
@@ -102,6 +104,62 @@ $describe_segments$;
 CREATE TABLE outbox.kept_event (LIKE outbox.event INCLUDING COMMENTS, PRIMARY KEY (id));
 SELECT pg_catalog.pg_extension_config_dump('outbox.kept_event', '');
 COMMENT ON TABLE outbox.kept_event IS 'Events that a row of delivery still points to, after their segment was emptied';
+
+-- Scheduled events wait here, with the columns of an event, until the worker moves them into the log. Written by enqueue() only.
+CREATE TABLE outbox.scheduled (
+    LIKE outbox.event INCLUDING COMMENTS,
+    deliver_at  timestamptz NOT NULL,
+    dedup_key   text,
+    PRIMARY KEY (id)
+) USING heap WITH (vacuum_truncate = off);
+CREATE INDEX scheduled_deliver_at_id_idx ON outbox.scheduled (deliver_at, id);
+SELECT pg_catalog.pg_extension_config_dump('outbox.scheduled', '');
+
+COMMENT ON TABLE outbox.scheduled IS 'Events that are not due yet';
+COMMENT ON COLUMN outbox.scheduled.id IS 'As enqueue() returned it: kept for life';
+COMMENT ON COLUMN outbox.scheduled.scheduled_id IS 'Always NULL here';
+COMMENT ON COLUMN outbox.scheduled.deliver_at IS 'When it is due';
+COMMENT ON COLUMN outbox.scheduled.dedup_key IS 'As it was given to enqueue(): cancel() frees it';
+
+-- What became of them: which event of the log, or that they never will be one.
+CREATE TABLE outbox.unscheduled (
+    id          uuid        NOT NULL PRIMARY KEY,
+    status      text        NOT NULL CHECK (status IN ('moved', 'cancelled', 'discarded')),
+    log_id      uuid,                    -- moved: event.id
+    deliver_at  timestamptz NOT NULL,
+    at          timestamptz NOT NULL,
+    role        text                     -- cancelled, discarded: who
+) USING heap WITH (vacuum_truncate = off);
+CREATE INDEX unscheduled_log_id_idx ON outbox.unscheduled (log_id);
+CREATE INDEX unscheduled_at_idx ON outbox.unscheduled (at) WHERE log_id IS NULL;
+SELECT pg_catalog.pg_extension_config_dump('outbox.unscheduled', '');
+
+COMMENT ON TABLE outbox.unscheduled IS 'What became of scheduled events: moved into the log, cancelled, or discarded; kept while the event is in the log, else for outbox.event_retention';
+COMMENT ON COLUMN outbox.unscheduled.id IS 'As enqueue() returned it';
+COMMENT ON COLUMN outbox.unscheduled.status IS 'moved (into the log), cancelled (by cancel()), or discarded (by start(skip_backlog => true))';
+COMMENT ON COLUMN outbox.unscheduled.log_id IS 'moved: its event.id';
+COMMENT ON COLUMN outbox.unscheduled.deliver_at IS 'When it was to be due';
+COMMENT ON COLUMN outbox.unscheduled.at IS 'When that happened';
+COMMENT ON COLUMN outbox.unscheduled.role IS 'cancelled, discarded: the role it was done as';
+
+-- Keys of enqueue() that are taken. Compared as bytes. Written by enqueue() and cancel() only.
+CREATE TABLE outbox.dedup (
+    dedup_key  text COLLATE pg_catalog."C" NOT NULL,
+    type       text COLLATE pg_catalog."C" NOT NULL,
+    tenant     text COLLATE pg_catalog."C" NOT NULL,   -- empty: none
+    event_id   uuid        NOT NULL,
+    at         timestamptz NOT NULL,
+    PRIMARY KEY (dedup_key, type, tenant)
+) USING heap WITH (vacuum_truncate = off);
+CREATE INDEX dedup_at_idx ON outbox.dedup (at);
+SELECT pg_catalog.pg_extension_config_dump('outbox.dedup', '');
+
+COMMENT ON TABLE outbox.dedup IS 'The dedup_keys of events, for outbox.dedup_window; removed by maintenance';
+COMMENT ON COLUMN outbox.dedup.dedup_key IS 'As it was given to enqueue(), unique for type and tenant';
+COMMENT ON COLUMN outbox.dedup.type IS 'Of the event';
+COMMENT ON COLUMN outbox.dedup.tenant IS 'Of the event; empty: none';
+COMMENT ON COLUMN outbox.dedup.event_id IS 'The event that has the key';
+COMMENT ON COLUMN outbox.dedup.at IS 'When that was enqueued';
 
 -- ===== subscriptions =====================================================================================================
 
@@ -327,6 +385,7 @@ CREATE TABLE outbox.delivery (
     last_error       text,
     reason           text,                   -- dead: why it was given up
     ended_at         timestamptz,            -- dead, discarded: when
+    log_id           uuid,                   -- of a scheduled event: event.id
     PRIMARY KEY (subscription_id, event_id)
 );
 CREATE INDEX delivery_event_id_idx ON outbox.delivery (event_id);
@@ -347,6 +406,7 @@ COMMENT ON COLUMN outbox.delivery.last_status_code IS 'HTTP status of the last a
 COMMENT ON COLUMN outbox.delivery.last_error IS 'How the last attempt failed';
 COMMENT ON COLUMN outbox.delivery.reason IS 'dead: why it was given up';
 COMMENT ON COLUMN outbox.delivery.ended_at IS 'dead, discarded: when';
+COMMENT ON COLUMN outbox.delivery.log_id IS 'Of an event that was scheduled: its place in the log, event.id; NULL: event_id';
 
 -- The attempt log: one row per HTTP exchange (and event in it), append-only, a ring emptied by TRUNCATE.
 CREATE TABLE outbox.attempt_log (
@@ -472,7 +532,10 @@ RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_e
 COMMENT ON FUNCTION outbox.enqueue(text, jsonb, text, jsonb, timestamptz, text, text) IS
 'Records an event in the current transaction: it exists if and only if that commits. Returns its id.
 type: dot-separated words of printable characters, at most 255 bytes. payload: JSON, at most outbox.max_payload. key: ordering key, at most 1 kB.
-headers: an object of strings, sent as HTTP fields. tenant: at most 128 bytes. deliver_at, dedup_key: not built yet (0A000).
+headers: an object of strings, sent as HTTP fields. tenant: at most 128 bytes.
+deliver_at: not before this time, at most ten years ahead; a time that is past means at once. Until then the event waits apart from the log, and cancel() takes it back; it keeps this id.
+dedup_key: at most 255 characters. An event of the same type and tenant that was enqueued with the same key less than outbox.dedup_window ago is returned instead (its id), and nothing is
+recorded. Waits for a transaction that has used the key and is still open. Above READ COMMITTED, raises 40001 if that is one the snapshot of this transaction does not see.
 Refuses an invalid argument with 22023 or 22004, a payload that is too large with 54000, read-only transactions and standbys with 25006.';
 
 CREATE FUNCTION outbox.enqueue_raw(type text, body bytea, content_type text, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
@@ -567,6 +630,31 @@ COMMENT ON FUNCTION outbox._event_time(uuid) IS 'The instant in an event id, to 
 
 -- ===== producing =========================================================================================================
 
+CREATE FUNCTION outbox.cancel(id uuid) RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    cancelled record;
+BEGIN
+    IF cancel.id IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'id must not be null', DETAIL = 'It says which event is not to be delivered.', HINT = 'Give the id that outbox.enqueue() returned.';
+    END IF;
+    DELETE FROM outbox.scheduled AS s WHERE s.id = cancel.id RETURNING s.deliver_at, s.type, s.tenant, s.dedup_key INTO cancelled;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO outbox.unscheduled (id, status, deliver_at, at, role)
+    VALUES (cancel.id, 'cancelled', cancelled.deliver_at, clock_timestamp(), pg_get_userbyid(outbox._acting_role()));
+    IF cancelled.dedup_key IS NOT NULL THEN
+        DELETE FROM outbox.dedup AS d
+         WHERE d.dedup_key = cancelled.dedup_key AND d.type = cancelled.type AND d.tenant = COALESCE(cancelled.tenant, '') AND d.event_id = cancel.id;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.cancel(uuid) IS
+'Takes back a scheduled event, in the current transaction: true if it was waiting, and now never will be delivered; false if it is in the log already (due), was cancelled before, or is not there.
+Its dedup_key is free again. event_status() says cancelled for outbox.event_retention. Errors: 22004 for NULL; above READ COMMITTED 40001 when it became due meanwhile.';
+
 -- For ORMs: INSERT INTO outbox.new_event (type, payload) VALUES (...) RETURNING id. The view itself never shows a row.
 
 -- A session with session_replication_role = replica fires no trigger of a view, and the insert would vanish without a word. What is evaluated all the same says so: the check of
@@ -607,7 +695,7 @@ COMMENT ON COLUMN outbox.new_event.payload IS 'As in enqueue()';
 COMMENT ON COLUMN outbox.new_event.key IS 'As in enqueue()';
 COMMENT ON COLUMN outbox.new_event.headers IS 'As in enqueue()';
 COMMENT ON COLUMN outbox.new_event.deliver_at IS 'As in enqueue()';
-COMMENT ON COLUMN outbox.new_event.dedup_key IS 'As in enqueue()';
+COMMENT ON COLUMN outbox.new_event.dedup_key IS 'As in enqueue(); the id of a duplicate is the first event''s';
 COMMENT ON COLUMN outbox.new_event.tenant IS 'As in enqueue()';
 
 -- The log is written by enqueue(), which fires no triggers, and emptied by retirement, which these let through. All else is a mistake, save one: a
@@ -1480,7 +1568,8 @@ COMMENT ON FUNCTION outbox.ping(text) IS 'Sends an event of type outbox.ping to 
 CREATE FUNCTION outbox.start(skip_backlog boolean DEFAULT false) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    skipped bigint := 0;
+    skipped     bigint := 0;
+    unscheduled bigint;
 BEGIN
     PERFORM outbox._arm(true);
     EXECUTE format('ALTER DATABASE %I SET outbox.armed = %L', current_database(), outbox.epoch()::text);
@@ -1493,6 +1582,11 @@ BEGIN
         UPDATE outbox.subscription AS s SET start_epoch = outbox.epoch(), start_snapshot = NULL, start_next = NULL, start_clock = NULL, start_after = NULL
          WHERE s.start_epoch <> outbox.epoch()
            AND NOT EXISTS (SELECT FROM outbox.cursor AS c WHERE c.epoch = outbox.epoch() AND c.subscription_id = s.id);
+        WITH gone AS (DELETE FROM outbox.scheduled AS s WHERE s.epoch <> outbox.epoch() RETURNING s.id, s.deliver_at)
+        INSERT INTO outbox.unscheduled (id, status, deliver_at, at, role)
+        SELECT g.id, 'discarded', g.deliver_at, clock_timestamp(), pg_get_userbyid(outbox._acting_role()) FROM gone AS g;
+        GET DIAGNOSTICS unscheduled = ROW_COUNT;
+        skipped := skipped + unscheduled;
     END IF;
     INSERT INTO outbox.operation (role, action, selector, count)
     VALUES (pg_get_userbyid(outbox._acting_role()), 'start', jsonb_build_object('skip_backlog', COALESCE(start.skip_backlog, false), 'epoch', outbox.epoch()), skipped);
@@ -1500,7 +1594,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.start(boolean) IS
 'Starts delivery in this database, now and after every restart of the server, until stop(). Recorded in operation.
-skip_backlog: events that were undelivered when this database was restored from a dump are left alone; without it they are delivered too.';
+skip_backlog: events that were undelivered, or scheduled, when this database was restored from a dump are left alone; without it they are delivered too.';
 
 CREATE FUNCTION outbox.stop() RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1553,9 +1647,9 @@ BEGIN
            AND ($3 IS NULL OR d.reason = $3)
            AND ($6 IS NULL OR d.event_id >= $6)
            AND ($7 IS NULL OR d.event_id < $7)
-           AND EXISTS (SELECT FROM (SELECT e.type, e.tenant FROM outbox.event AS e WHERE e.id = d.event_id
+           AND EXISTS (SELECT FROM (SELECT e.type, e.tenant FROM outbox.event AS e WHERE e.id = COALESCE(d.log_id, d.event_id)
                                     UNION ALL
-                                    SELECT k.type, k.tenant FROM outbox.kept_event AS k WHERE k.id = d.event_id) AS x
+                                    SELECT k.type, k.tenant FROM outbox.kept_event AS k WHERE k.id = COALESCE(d.log_id, d.event_id)) AS x
                         WHERE ($5 IS NULL OR x.tenant = $5)
                           AND ($4 IS NULL OR outbox._type_matches($4, x.type)))
          ORDER BY d.event_id
@@ -1636,11 +1730,17 @@ COMMENT ON FUNCTION outbox.discard(text, uuid[], text, text[], text, timestamptz
 -- Where an event is for a subscription follows from positions (src/README.md): what the start or the rules exclude is unmatched; what has a row in
 -- delivery is what the row says; what the cursor has passed is delivered; all else is pending.
 
+CREATE FUNCTION outbox._log_id(id uuid) RETURNS uuid LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT COALESCE((SELECT u.log_id FROM outbox.unscheduled AS u WHERE u.id = $1), $1)
+$$;
+COMMENT ON FUNCTION outbox._log_id(uuid) IS 'Where an event is in the log, if it is: event.id';
+
 CREATE FUNCTION outbox._find_event(id uuid) RETURNS SETOF outbox.event LANGUAGE sql STABLE ROWS 1
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM (SELECT e.* FROM outbox.event AS e WHERE e.id = $1
+    SELECT * FROM (SELECT e.* FROM outbox.event AS e WHERE e.id = outbox._log_id($1)
                    UNION ALL
-                   SELECT k.* FROM outbox.kept_event AS k WHERE k.id = $1) AS x LIMIT 1
+                   SELECT k.* FROM outbox.kept_event AS k WHERE k.id = outbox._log_id($1)) AS x LIMIT 1
 $$;
 COMMENT ON FUNCTION outbox._find_event(uuid) IS 'An event, wherever it is';
 
@@ -1736,12 +1836,16 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                                   JOIN outbox.operation AS o ON o.action = 'start' AND o.selector @> jsonb_build_object('skip_backlog', true, 'epoch', outbox.epoch())
                                  WHERE e.epoch <> outbox.epoch()) AS backlog) AS skipped
      -- a dead letter outlives its event in the log: where that is still there, what has no row was delivered, though its success be not logged (outbox.attempt_log)
-     CROSS JOIN (SELECT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = event_status.id) AS it_is) AS logged
-     ORDER BY r.subscription
+     CROSS JOIN (SELECT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = outbox._log_id(event_status.id)) AS it_is) AS logged
+    UNION ALL
+    SELECT NULL, 'scheduled', 0, NULL, NULL, s.deliver_at, NULL FROM outbox.scheduled AS s WHERE s.id = event_status.id
+    UNION ALL
+    SELECT NULL, u.status, 0, NULL, NULL, NULL, NULL FROM outbox.unscheduled AS u WHERE u.id = event_status.id AND u.log_id IS NULL
+     ORDER BY 1
 $$;
 COMMENT ON FUNCTION outbox.event_status(uuid) IS
 'Where an event is, a row per subscription; none if the event does not exist (any more). status: pending, retrying, blocked (behind another event of its key), leased, delivered, dead,
-discarded, expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention; or it lies in a gap), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
+discarded, scheduled or cancelled (one row, without a subscription; next_attempt_at: when it is due), expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention; or it lies in a gap), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
 
 -- Qualified, so that it needs no search path, and queries can be planned through it.
 CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -1751,7 +1855,8 @@ COMMENT ON FUNCTION outbox._outcome_name(smallint) IS 'The name of an OutboxOutc
 CREATE FUNCTION outbox.trace(id uuid) RETURNS TABLE (at timestamptz, what text, subscription text, detail text)
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET jit = off AS $$
-    WITH event AS MATERIALIZED (SELECT e.* FROM outbox._find_event(trace.id) AS e),
+    WITH event AS MATERIALIZED (SELECT e.*, u.deliver_at, COALESCE(u.at, e.created_at) AS logged_at
+                                  FROM outbox._find_event(trace.id) AS e LEFT JOIN outbox.unscheduled AS u ON u.id = trace.id),
     routing AS MATERIALIZED (SELECT r.* FROM outbox._routing(trace.id) AS r),
     attempt AS MATERIALIZED (
         SELECT a.*, s.name AS subscription, a.at + make_interval(secs => a.duration / 1e6) AS ended_at, lag(a.at) OVER by_time AS previous_at
@@ -1770,12 +1875,25 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                || format(', %s bytes, transaction %s', COALESCE(octet_length(e.body), octet_length(e.payload::text)), e.xid)
           FROM event AS e
         UNION ALL
-        SELECT e.created_at, 2, CASE WHEN r.unmatched IS NULL THEN 'matched' ELSE 'not matched' END, r.subscription, r.unmatched
+        SELECT e.logged_at, 1, 'due', NULL, format('scheduled for %s', e.deliver_at) FROM event AS e WHERE e.deliver_at IS NOT NULL
+        UNION ALL
+        SELECT s.created_at, 1, 'enqueued', NULL,
+               format('type %s', s.type) || COALESCE(', key ' || s.key, '') || COALESCE(', tenant ' || s.tenant, '')
+               || format(', %s bytes, transaction %s', COALESCE(octet_length(s.body), octet_length(s.payload::text)), s.xid)
+          FROM outbox.scheduled AS s WHERE s.id = trace.id
+        UNION ALL
+        SELECT now(), 8, 'scheduled', NULL, format('until %s', s.deliver_at) FROM outbox.scheduled AS s WHERE s.id = trace.id
+        UNION ALL
+        SELECT outbox._event_time(u.id), 1, 'enqueued', NULL, format('scheduled for %s', u.deliver_at) FROM outbox.unscheduled AS u WHERE u.id = trace.id AND u.log_id IS NULL
+        UNION ALL
+        SELECT u.at, 7, u.status, NULL, format('by %s', u.role) FROM outbox.unscheduled AS u WHERE u.id = trace.id AND u.log_id IS NULL
+        UNION ALL
+        SELECT e.logged_at, 2, CASE WHEN r.unmatched IS NULL THEN 'matched' ELSE 'not matched' END, r.subscription, r.unmatched
           FROM event AS e, routing AS r WHERE NOT r.elsewhere
         UNION ALL
-        SELECT e.created_at, 3, 'not matched', NULL,
+        SELECT e.logged_at, 3, 'not matched', NULL,
                format(CASE WHEN e.type = 'outbox.ping' THEN 'the ping is for another subscription (%s not named)' ELSE 'it belongs to another tenant (%s subscriptions)' END, count(*))
-          FROM event AS e, routing AS r WHERE r.elsewhere GROUP BY e.created_at, e.type
+          FROM event AS e, routing AS r WHERE r.elsewhere GROUP BY e.logged_at, e.type
         UNION ALL
         SELECT a.at, 5, 'attempt', a.subscription,
                format('attempt %s: %s', a.attempt, outbox._outcome_name(a.outcome)) || COALESCE(', status ' || a.status_code, '')
@@ -1822,7 +1940,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     SELECT l.at, l.what, l.subscription, l.detail FROM line AS l ORDER BY l.at, l.rank, l.subscription
 $$;
 COMMENT ON FUNCTION outbox.trace(uuid) IS
-'The life of one event, in order: enqueued, matched or not and why, each attempt, waiting until when, delivered, dead, redriven. What still lies ahead of it comes last, with the time of asking.';
+'The life of one event, in order: enqueued, scheduled, due or cancelled, matched or not and why, each attempt, waiting until when, delivered, dead, redriven. What still lies ahead of it comes last, with the time of asking.';
 
 -- ===== seeing: all of it =================================================================================================
 
@@ -1858,9 +1976,9 @@ SELECT d.event_id,
        e.tenant
   FROM outbox.delivery AS d
   JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) d.subscription_id
-  LEFT JOIN LATERAL (SELECT x.type, x.key, x.tenant FROM outbox.event AS x WHERE x.id OPERATOR(pg_catalog.=) d.event_id
+  LEFT JOIN LATERAL (SELECT x.type, x.key, x.tenant FROM outbox.event AS x WHERE x.id OPERATOR(pg_catalog.=) COALESCE(d.log_id, d.event_id)
                      UNION ALL
-                     SELECT k.type, k.key, k.tenant FROM outbox.kept_event AS k WHERE k.id OPERATOR(pg_catalog.=) d.event_id
+                     SELECT k.type, k.key, k.tenant FROM outbox.kept_event AS k WHERE k.id OPERATOR(pg_catalog.=) COALESCE(d.log_id, d.event_id)
                      LIMIT 1) AS e ON true
  WHERE d.status OPERATOR(pg_catalog.=) 'dead';
 COMMENT ON VIEW outbox.dead_letter IS 'Deliveries that were given up. They stay until redrive(), discard(), or outbox.dead_letter_retention.';
@@ -1885,7 +2003,7 @@ SELECT s.name AS subscription,
        head.next_attempt_at
   FROM (SELECT d.subscription_id, d.key,
                -- the oldest that holds back; there is no min() of uuid
-               (pg_catalog.array_agg(d.event_id ORDER BY d.event_id USING OPERATOR(pg_catalog.<))
+               (pg_catalog.array_agg(d.event_id ORDER BY COALESCE(d.log_id, d.event_id) USING OPERATOR(pg_catalog.<))
                     FILTER (WHERE d.status OPERATOR(pg_catalog.<>) 'blocked'))[1] AS head_event_id,
                pg_catalog.count(*) FILTER (WHERE d.status OPERATOR(pg_catalog.=) 'blocked') AS waiting
           FROM outbox.delivery AS d
@@ -1961,7 +2079,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     tick AS MATERIALIZED (SELECT t.* FROM outbox.tick AS t
                            WHERE t.epoch = outbox.epoch() AND t.tick IN (SELECT c.tick FROM cursor AS c WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = c.subscription_id))),
     after_tick AS MATERIALIZED (SELECT t.tick, t."offset", x.events, x.oldest_at FROM tick AS t CROSS JOIN LATERAL outbox._events_after(t.snapshot, t.next, t.clock, 100000) AS x),
-    exception AS MATERIALIZED (SELECT d.subscription_id, min(d.event_id::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
+    exception AS MATERIALIZED (SELECT d.subscription_id, min(COALESCE(d.log_id, d.event_id)::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
                                 WHERE d.status NOT IN ('dead', 'discarded') GROUP BY d.subscription_id),
     bound AS MATERIALIZED (SELECT GREATEST(LEAST(1000000 / GREATEST(count(*), 1), 100000), 100) AS at_most FROM outbox.subscription AS s),
     -- and behind each start, once per start, for those that no worker has seen yet
@@ -2096,7 +2214,8 @@ DECLARE
         'maintenance_age',      '{"warning": 300,  "critical": 3600}'::jsonb,    -- seconds
         'secret_key',           '{"warning": null, "critical": 1}'::jsonb,       -- 1: the file cannot be used
         'secrets_encrypted',    '{"warning": 1,    "critical": null}'::jsonb,    -- secrets that are not, or not with the first key
-        'secrets_unreadable',   '{"warning": null, "critical": 1}'::jsonb);      -- secrets
+        'secrets_unreadable',   '{"warning": null, "critical": 1}'::jsonb,       -- secrets
+        'scheduled_overdue',    '{"warning": 1,    "critical": 1000}'::jsonb);   -- events
     given     record;
     seen      record;
     worker    record;
@@ -2249,6 +2368,10 @@ BEGIN
             SELECT 16, 'secrets_unreadable', secrets.subscription, secrets.unreadable, 'secrets that no key opens; subscriptions with such are disabled, and their events wait',
                    'Put the key they were encrypted with into the file that outbox.secret_key_file names, and reload. If it is lost, use outbox.rotate_secret(), and set the headers anew.'
              WHERE blind IS NULL
+            UNION ALL
+            SELECT 17, 'scheduled_overdue', NULL, (SELECT count(*) FROM (SELECT FROM outbox.scheduled AS s WHERE s.deliver_at < clock_timestamp() - interval '10 s' LIMIT 100000) AS x),
+                   'scheduled events that were due more than 10 seconds ago and are not in the log (counting stops at 100,000)',
+                   'They are moved by the delivery worker: see armed, and look into the server log.'
           ) AS m
          CROSS JOIN LATERAL (SELECT (l.limits ->> 'warning')::numeric AS warning, (l.limits ->> 'critical')::numeric AS critical
                                FROM (SELECT (usual -> m.check_name) || COALESCE(health.thresholds -> m.check_name, '{}') AS limits) AS l) AS t
@@ -2268,7 +2391,7 @@ $$;
 COMMENT ON FUNCTION outbox.health(jsonb) IS
 'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
 Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
-log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, secrets_encrypted (that are not), secrets_unreadable (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
+log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, secrets_encrypted (that are not), secrets_unreadable, scheduled_overdue (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
 -- ===== pull =============================================================================================================
@@ -2317,6 +2440,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue'),
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_raw'),
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_many'),
+        (0, 'EXECUTE',     'FUNCTION outbox.cancel'),
         (0, 'INSERT',      'TABLE outbox.new_event'),
         (0, 'EXECUTE',     'FUNCTION outbox._refuse_replica'),
         (0, 'EXECUTE',     'FUNCTION outbox.capture'),           -- of tables they own

@@ -64,6 +64,7 @@ static OutboxDatabase *mine = NULL;
 /* What to do when this transaction commits. */
 static OutboxDatabase *noted_database = NULL;
 static uint32 noted_reasons = 0;
+static TimestampTz noted_due = DT_NOEND;	/* with OUTBOX_RING_SCHEDULED */
 static Arming noted_arming = ARMING_UNCHANGED;
 
 /* ---- life of the shared memory ---- */
@@ -88,6 +89,7 @@ initialize_slot(OutboxDatabase *slot, int tranche)
 	pg_atomic_init_u64(&slot->clock, 0);
 	pg_atomic_init_u32(&slot->current, OUTBOX_NO_SEGMENT);
 	pg_atomic_init_u64(&slot->tick, 0);
+	pg_atomic_init_u64(&slot->due, (uint64) DT_NOEND);
 	pg_atomic_init_u32(&slot->rung, 0);
 	pg_atomic_init_u32(&slot->worker, OUTBOX_NO_PROC);
 	pg_atomic_init_u32(&slot->prepared, 0);
@@ -218,6 +220,7 @@ occupy_slot(OutboxDatabase *slot, Oid database, Oid extension)
 	{
 		pg_atomic_write_u64(&slot->clock, 0);
 		pg_atomic_write_u64(&slot->tick, 0);
+		pg_atomic_write_u64(&slot->due, (uint64) DT_NOEND);
 		pg_atomic_write_u32(&slot->rung, 0);
 		pg_atomic_write_u32(&slot->prepared, 0);
 		slot->wanted = false;
@@ -364,9 +367,36 @@ outbox_bell_note_armed(OutboxDatabase *database, bool armed)
 	noted_arming = armed ? ARMING_ON : ARMING_OFF;
 }
 
+void
+outbox_bell_note_due(OutboxDatabase *database, TimestampTz at)
+{
+	outbox_bell_note(database, OUTBOX_RING_SCHEDULED);
+	noted_due = Min(noted_due, at);
+}
+
+bool
+outbox_bell_lower_due(OutboxDatabase *database, TimestampTz at)
+{
+	uint64		due = pg_atomic_read_u64(&database->due);
+
+	while (at < (TimestampTz) due)
+	{
+		if (pg_atomic_compare_exchange_u64(&database->due, &due, (uint64) at))
+			return true;
+	}
+	return false;
+}
+
 static void
 ring_noted(void)
 {
+	/* The worker need not wake for an event that is due later than the one it waits for. */
+	if (noted_reasons & OUTBOX_RING_SCHEDULED)
+	{
+		noted_reasons &= ~OUTBOX_RING_SCHEDULED;
+		if (!outbox_bell_lower_due(noted_database, noted_due) && noted_reasons == 0)
+			return;
+	}
 	if (noted_arming != ARMING_UNCHANGED)
 	{
 		LWLockAcquire(&noted_database->lock, LW_EXCLUSIVE);
@@ -380,6 +410,7 @@ static void
 forget_noted(void)
 {
 	noted_reasons = 0;
+	noted_due = DT_NOEND;
 	noted_arming = ARMING_UNCHANGED;
 }
 

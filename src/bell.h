@@ -27,6 +27,7 @@
 #define OUTBOX_RING_DELIVERIES		0x04	/* an operator changed deliveries: resync */
 #define OUTBOX_RING_ARMED			0x08	/* start() or stop(): tell the launcher */
 #define OUTBOX_RING_CALLS			0x10	/* a backend asks, or has ended a transaction that settled events (call.h) */
+#define OUTBOX_RING_SCHEDULED		0x20	/* scheduled events of a prepared transaction: look for what is due */
 
 /* How a delivery worker ended, for the launcher. */
 typedef enum OutboxWorkerEnd
@@ -70,6 +71,7 @@ typedef struct OutboxDatabase
 	pg_atomic_uint64 tick;		/* number of the newest tick that has begun; advanced before its snapshot is taken */
 	OutboxSegmentState segments[OUTBOX_SEGMENTS];
 	TimestampTz rotated_at;
+	pg_atomic_uint64 due;		/* TimestampTz: no scheduled event that its producer told of is due earlier; DT_NOEND: none */
 
 	/* the bell */
 	pg_atomic_uint32 rung;		/* OUTBOX_RING_* since the worker last looked */
@@ -135,6 +137,12 @@ extern PGDLLEXPORT int outbox_bell_slots(void);
 
 /* Remember, until this transaction commits, to ring this database's worker.  Never fails. */
 extern PGDLLEXPORT void outbox_bell_note(OutboxDatabase *database, uint32 reasons);
+
+/* Remember, until this transaction commits, that it scheduled an event for this time.  Never fails. */
+extern void outbox_bell_note_due(OutboxDatabase *database, TimestampTz at);
+
+/* Lowers the time at which the next scheduled event is due; false: it is that early already. */
+extern PGDLLEXPORT bool outbox_bell_lower_due(OutboxDatabase *database, TimestampTz at);
 
 /* Ring now (not at commit). */
 extern PGDLLEXPORT void outbox_bell_ring(OutboxDatabase *database, uint32 reasons);

@@ -69,9 +69,22 @@
 #if PG_VERSION_NUM < 160000
 #define OutboxExecInsertIndexTuples(target, slot, estate) \
 	ExecInsertIndexTuples((target), (slot), (estate), false, false, NULL, NIL)
+#define OutboxExecInsertIndexTuplesOnce(target, slot, estate, conflict) \
+	ExecInsertIndexTuples((target), (slot), (estate), false, true, (conflict), NIL)
 #else
 #define OutboxExecInsertIndexTuples(target, slot, estate) \
 	ExecInsertIndexTuples((target), (slot), (estate), false, false, NULL, NIL, false)
+#define OutboxExecInsertIndexTuplesOnce(target, slot, estate, conflict) \
+	ExecInsertIndexTuples((target), (slot), (estate), false, true, (conflict), NIL, false)
+#endif
+
+/* ExecCheckIndexConstraints can ignore a row of the table since 18 */
+#if PG_VERSION_NUM < 180000
+#define OutboxExecCheckIndexConstraints(target, slot, estate, tid) \
+	ExecCheckIndexConstraints((target), (slot), (estate), (tid), NIL)
+#else
+#define OutboxExecCheckIndexConstraints(target, slot, estate, tid) \
+	ExecCheckIndexConstraints((target), (slot), (estate), (tid), &(ItemPointerData) {{0, 0}, 0}, NIL)
 #endif
 #if PG_VERSION_NUM < 180000
 #define OutboxIndexBeginScan(heap, index, snapshot, nkeys) index_beginscan((heap), (index), (snapshot), (nkeys), 0)

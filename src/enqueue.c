@@ -13,23 +13,29 @@
 #include "bell.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "dedup.h"
 #include "enqueue.h"
 #include "event_log.h"
 #include "executor/spi.h"
 #include "field.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pattern.h"
+#include "schedule.h"
 #include "settings.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
+#include "utils/timestamp.h"
 
 #define MAX_KEY		1024
 #define MAX_TENANT	128
 #define MAX_HEADERS (16 * 1024)
+#define MAX_DEDUP_KEY 255		/* characters */
+#define MAX_DELAY	(INT64CONST(3653) * USECS_PER_DAY)	/* ten years */
 
 /* What the caller gave; NULL members were not given. */
 typedef struct Arguments
@@ -40,8 +46,8 @@ typedef struct Arguments
 	text	   *content_type;
 	text	   *key;
 	Jsonb	   *headers;
-	bool		deliver_at;		/* was given */
-	bool		dedup_key;		/* was given */
+	TimestampTz deliver_at;		/* 0: at once */
+	text	   *dedup_key;
 	text	   *tenant;
 	const char *table;			/* whose change it is, if that was captured: for errors */
 } Arguments;
@@ -184,16 +190,33 @@ check_key(const text *key, const char *table)
 	check_size("key of an event is too long", VARSIZE_ANY_EXHDR(key), MAX_KEY, "Use a short identifier, or a hash, of what the event is about.");
 }
 
-/* Building blocks for what is to come; until then they must not be ignored in silence. */
 static void
-refuse_unsupported(const Arguments *arguments)
+check_dedup_key(const text *dedup_key)
 {
-	if (arguments->deliver_at || arguments->dedup_key)
+	int			characters = pg_mbstrlen_with_len(VARDATA_ANY(dedup_key), VARSIZE_ANY_EXHDR(dedup_key));
+
+	check_not_empty(dedup_key, "dedup_key", "Leave it null for an event that is never a duplicate.");
+	if (characters > MAX_DEDUP_KEY)
 		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("%s is not supported yet", arguments->deliver_at ? "deliver_at" : "dedup_key"),
-				 errdetail("Ignoring it would do something else than was asked for."),
-				 errhint("Leave it out.")));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("dedup_key of an event is too long"),
+				 errdetail("It has %d characters, of at most %d.", characters, MAX_DEDUP_KEY),
+				 errhint("Use a short identifier, or a hash, of what must be recorded once.")));
+}
+
+/* A time that is past already means: at once. */
+static TimestampTz
+checked_deliver_at(TimestampTz deliver_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (TIMESTAMP_NOT_FINITE(deliver_at) || deliver_at - now > MAX_DELAY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("deliver_at of an event is out of range"),
+				 TIMESTAMP_NOT_FINITE(deliver_at) ? errdetail("It is not a finite time.") : errdetail("It is more than ten years from now."),
+				 errhint("Give a time within the next ten years, such as now() + interval '1 hour', or leave it null for at once.")));
+	return deliver_at <= now ? 0 : deliver_at;
 }
 
 /* ---- headers and trace context ---- */
@@ -284,6 +307,13 @@ set_headers(OutboxNewEvent *event, Jsonb *headers)
 
 /* ---- from arguments to an event ---- */
 
+/* Zero stands for a time that was not given. */
+static TimestampTz
+given_time(TimestampTz at)
+{
+	return at == 0 ? 1 : at;
+}
+
 static OutboxNewEvent
 checked(const Arguments *arguments, bool reserved)
 {
@@ -293,17 +323,21 @@ checked(const Arguments *arguments, bool reserved)
 		.tenant = arguments->tenant,
 		.payload = arguments->payload,
 		.body = arguments->body,
-		.content_type = arguments->content_type
+		.content_type = arguments->content_type,
+		.dedup_key = arguments->dedup_key
 	};
 
 	check_given(event.type, "type");
 	check_type(event.type, reserved);
 	check_body(arguments);
-	refuse_unsupported(arguments);
 	if (event.key != NULL)
 		check_key(event.key, arguments->table);
 	if (event.tenant != NULL)
 		check_tenant(event.tenant);
+	if (event.dedup_key != NULL)
+		check_dedup_key(event.dedup_key);
+	if (arguments->deliver_at != 0)
+		event.deliver_at = checked_deliver_at(arguments->deliver_at);
 	if (arguments->headers != NULL)
 		set_headers(&event, arguments->headers);
 	if (event.traceparent == NULL && outbox_traceparent != NULL &&
@@ -312,18 +346,77 @@ checked(const Arguments *arguments, bool reserved)
 	return event;
 }
 
-/* Checks and appends one; returns its id, palloc'd. */
+/* Records events that are scheduled or deduplicated, and those that come with them.  They get their ids before: a claimed key says whose it is. */
+static void
+record_with_care(OutboxNewEvent *events, int n, pg_uuid_t *ids)
+{
+	OutboxDatabase *database = outbox_bell_database(outbox_catalog_required()->extension);
+	OutboxDedup *dedup = outbox_dedup_begin(events, n);
+	pg_uuid_t  *own_ids = palloc_array(pg_uuid_t, n);
+	bool	   *duplicate = palloc0_array(bool, n);
+	OutboxNewEvent *logged = palloc_array(OutboxNewEvent, n);
+	OutboxNewEvent *scheduled = palloc_array(OutboxNewEvent, n);
+	pg_uuid_t  *log_ids = palloc_array(pg_uuid_t, n);
+	int			n_logged = 0;
+	int			n_scheduled = 0;
+
+	if (dedup != NULL)
+		outbox_dedup_find(dedup, ids, duplicate);
+	for (int i = 0; i < n; i++)
+	{
+		if (duplicate[i])
+			continue;
+		outbox_log_take_id(database, &own_ids[i], &events[i].created_at);
+		events[i].id = &own_ids[i];
+		ids[i] = own_ids[i];
+	}
+	if (dedup != NULL)
+	{
+		outbox_dedup_claim(dedup, ids, duplicate);
+		outbox_dedup_end(dedup);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (duplicate[i])
+			continue;
+		if (events[i].deliver_at != 0)
+			scheduled[n_scheduled++] = events[i];
+		else
+			logged[n_logged++] = events[i];
+	}
+	if (n_scheduled > 0)
+		outbox_schedule_append(scheduled, n_scheduled);
+	if (n_logged > 0)
+		outbox_log_append(logged, n_logged, log_ids);
+}
+
+static void
+record(OutboxNewEvent *events, int n, pg_uuid_t *ids)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].deliver_at != 0 || events[i].dedup_key != NULL)
+		{
+			record_with_care(events, n, ids);
+			return;
+		}
+	}
+	outbox_log_append(events, n, ids);
+}
+
+/* Checks and records one; returns its id, palloc'd. */
 static pg_uuid_t *
 append(const Arguments *arguments, bool reserved)
 {
 	OutboxNewEvent event = checked(arguments, reserved);
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 
-	outbox_log_append(&event, 1, id);
+	record(&event, 1, id);
 	return id;
 }
 
 #define ARGUMENT_TEXT(n) (PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n))
+#define ARGUMENT_TIME(n) (PG_ARGISNULL(n) ? 0 : given_time(PG_GETARG_TIMESTAMPTZ(n)))
 #define ARGUMENT_JSONB(n) (PG_ARGISNULL(n) ? NULL : PG_GETARG_JSONB_P(n))
 
 /* enqueue(type text, payload jsonb, key text, headers jsonb, deliver_at timestamptz, dedup_key text, tenant text) → uuid */
@@ -336,8 +429,8 @@ outbox_enqueue(PG_FUNCTION_ARGS)
 		.payload = ARGUMENT_JSONB(1),
 		.key = ARGUMENT_TEXT(2),
 		.headers = ARGUMENT_JSONB(3),
-		.deliver_at = !PG_ARGISNULL(4),
-		.dedup_key = !PG_ARGISNULL(5),
+		.deliver_at = ARGUMENT_TIME(4),
+		.dedup_key = ARGUMENT_TEXT(5),
 		.tenant = ARGUMENT_TEXT(6)
 	};
 
@@ -357,8 +450,8 @@ outbox_enqueue_raw(PG_FUNCTION_ARGS)
 		.content_type = ARGUMENT_TEXT(2),
 		.key = ARGUMENT_TEXT(3),
 		.headers = ARGUMENT_JSONB(4),
-		.deliver_at = !PG_ARGISNULL(5),
-		.dedup_key = !PG_ARGISNULL(6),
+		.deliver_at = ARGUMENT_TIME(5),
+		.dedup_key = ARGUMENT_TEXT(6),
 		.tenant = ARGUMENT_TEXT(7)
 	};
 
@@ -442,6 +535,17 @@ string_member(const char *name, const JsonbValue *value)
 	return cstring_to_text_with_len(value->val.string.val, value->val.string.len);
 }
 
+static TimestampTz
+time_member(const char *name, const JsonbValue *value)
+{
+	text	   *time = string_member(name, value);
+
+	if (time == NULL)
+		return 0;
+	return given_time(DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(text_to_cstring(time)),
+															  ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
+}
+
 static void
 set_member(Arguments *arguments, const char *name, JsonbValue *value)
 {
@@ -454,9 +558,9 @@ set_member(Arguments *arguments, const char *name, JsonbValue *value)
 	else if (strcmp(name, "headers") == 0)
 		arguments->headers = value->type == jbvNull ? NULL : JsonbValueToJsonb(value);
 	else if (strcmp(name, "deliver_at") == 0)
-		arguments->deliver_at = value->type != jbvNull;
+		arguments->deliver_at = time_member(name, value);
 	else if (strcmp(name, "dedup_key") == 0)
-		arguments->dedup_key = value->type != jbvNull;
+		arguments->dedup_key = string_member(name, value);
 	else if (strcmp(name, "tenant") == 0)
 		arguments->tenant = string_member(name, value);
 	else
@@ -549,7 +653,7 @@ outbox_enqueue_many(PG_FUNCTION_ARGS)
 	ids = palloc_array(pg_uuid_t, JB_ROOT_COUNT(array));
 	values = palloc_array(Datum, JB_ROOT_COUNT(array));
 	n = check_all(array, events);
-	outbox_log_append(events, n, ids);
+	record(events, n, ids);
 	for (int i = 0; i < n; i++)
 		values[i] = UUIDPGetDatum(&ids[i]);
 	PG_RETURN_ARRAYTYPE_P(construct_array(values, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
@@ -606,6 +710,7 @@ outbox_new_event(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	Arguments	arguments = {0};
+	Datum		deliver_at;
 	Datum		ignored;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_INSTEAD(trigger->tg_event) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
@@ -625,8 +730,9 @@ outbox_new_event(PG_FUNCTION_ARGS)
 	arguments.payload = new_jsonb(trigger, "payload");
 	arguments.key = new_text(trigger, "key");
 	arguments.headers = new_jsonb(trigger, "headers");
-	arguments.deliver_at = new_column(trigger, "deliver_at", &ignored);
-	arguments.dedup_key = new_column(trigger, "dedup_key", &ignored);
+	if (new_column(trigger, "deliver_at", &deliver_at))
+		arguments.deliver_at = given_time(DatumGetTimestampTz(deliver_at));
+	arguments.dedup_key = new_text(trigger, "dedup_key");
 	arguments.tenant = new_text(trigger, "tenant");
 	check_given(arguments.payload, "payload");
 	PG_RETURN_POINTER(with_id(trigger, append(&arguments, false)));

@@ -73,8 +73,9 @@ open_current(OutboxDatabase *database)
 	}
 }
 
-static void
-fill_slot(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id, FullTransactionId xid, int64 epoch, TimestampTz now)
+void
+outbox_segment_fill(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id, FullTransactionId xid, int64 epoch,
+					TimestampTz created_at)
 {
 	Datum	   *values = slot->tts_values;
 	bool	   *nulls = slot->tts_isnull;
@@ -89,7 +90,8 @@ fill_slot(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id
 		{EVENT_BODY, event->body},
 		{EVENT_CONTENT_TYPE, event->content_type},
 		{EVENT_HEADERS, event->headers},
-		{EVENT_TRACEPARENT, event->traceparent}
+		{EVENT_TRACEPARENT, event->traceparent},
+		{EVENT_SCHEDULED_ID, event->scheduled_id}
 	};
 
 	ExecClearTuple(slot);
@@ -98,14 +100,22 @@ fill_slot(TupleTableSlot *slot, const OutboxNewEvent *event, const pg_uuid_t *id
 	values[EVENT_ID - 1] = UUIDPGetDatum(id);
 	values[EVENT_XID - 1] = FullTransactionIdGetDatum(xid);
 	values[EVENT_EPOCH - 1] = Int64GetDatum(epoch);
-	values[EVENT_CREATED_AT - 1] = TimestampTzGetDatum(now);
+	values[EVENT_CREATED_AT - 1] = TimestampTzGetDatum(created_at);
 	values[EVENT_TYPE - 1] = PointerGetDatum(event->type);
 	for (int i = 0; i < lengthof(optional); i++)
 	{
 		values[optional[i].column - 1] = PointerGetDatum(optional[i].value);
 		nulls[optional[i].column - 1] = optional[i].value == NULL;
 	}
-	ExecStoreVirtualTuple(slot);
+}
+
+/* The transaction gets its xid first: snapshot.h.  The clock is found first: it must be past every id there is. */
+void
+outbox_log_take_id(OutboxDatabase *database, pg_uuid_t *id, TimestampTz *now)
+{
+	outbox_log_floor(database);
+	(void) GetTopFullTransactionId();
+	outbox_event_id_next(&database->clock, id, now);
 }
 
 void
@@ -126,11 +136,16 @@ outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 
 	for (int i = 0; i < n; i++)
 	{
+		const OutboxNewEvent *event = &events[i];
 		TimestampTz now;
 
 		CHECK_FOR_INTERRUPTS();
-		outbox_event_id_next(&database->clock, &ids[i], &now);
-		fill_slot(slot, &events[i], &ids[i], xid, epoch, now);
+		if (event->id != NULL)
+			ids[i] = *event->id;
+		else
+			outbox_event_id_next(&database->clock, &ids[i], &now);
+		outbox_segment_fill(slot, event, &ids[i], xid, epoch, event->created_at != 0 ? event->created_at : now);
+		ExecStoreVirtualTuple(slot);
 		table_tuple_insert(heap, slot, command, 0, NULL);
 		if (target->ri_NumIndices > 0)
 			list_free(OutboxExecInsertIndexTuples(target, slot, estate));
@@ -149,7 +164,7 @@ outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 void
 outbox_segment_check(Relation heap)
 {
-	if (RelationGetNumberOfAttributes(heap) < EVENT_TRACEPARENT)
+	if (RelationGetNumberOfAttributes(heap) < EVENT_SCHEDULED_ID)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has not the columns of an outbox segment", RelationGetRelationName(heap))));
@@ -640,7 +655,8 @@ static void
 read_fixed(TupleTableSlot *slot, OutboxEvent *event)
 {
 	memset(event, 0, sizeof(*event));
-	event->id = *DatumGetUUIDP(column(slot, EVENT_ID));
+	event->log_id = *DatumGetUUIDP(column(slot, EVENT_ID));
+	event->id = event->log_id;
 	event->xid = U64FromFullTransactionId(DatumGetFullTransactionId(column(slot, EVENT_XID)));
 	event->created_at = DatumGetTimestampTz(column(slot, EVENT_CREATED_AT));
 }
@@ -679,6 +695,7 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 {
 	bool		isnull;
 	Datum		headers;
+	Datum		scheduled_id;
 
 	read_body(slot, event);
 	event->type = text_column(slot, EVENT_TYPE);
@@ -688,6 +705,9 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 	headers = slot_getattr(slot, EVENT_HEADERS, &isnull);
 	if (!isnull)
 		event->headers = DatumGetJsonbPCopy(headers);
+	scheduled_id = slot_getattr(slot, EVENT_SCHEDULED_ID, &isnull);
+	if (!isnull)
+		event->id = *DatumGetUUIDP(scheduled_id);
 }
 
 /*
@@ -835,12 +855,12 @@ find_kept(const pg_uuid_t *id, OutboxEvent *event)
 }
 
 bool
-outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event)
+outbox_log_find(OutboxLog *log, const pg_uuid_t *log_id, OutboxEvent *event)
 {
 	for (int i = 0; i < log->n; i++)
-		if (find_in(log->segments[i].heap, log->segments[i].by_id, id, event))
+		if (find_in(log->segments[i].heap, log->segments[i].by_id, log_id, event))
 			return true;
-	return find_kept(id, event);
+	return find_kept(log_id, event);
 }
 
 /* ---- SQL ---- */

@@ -18,7 +18,9 @@
 
 /* ---- append: in the producer's transaction ---- */
 
-/* A row to be; NULL members are SQL NULL.  Exactly one of payload and body is set. */
+/*
+ * A row to be; NULL members are SQL NULL.  Exactly one of payload and body is set.  What may be TOASTed is passed on as it is.
+ */
 typedef struct OutboxNewEvent
 {
 	text	   *type;
@@ -29,17 +31,28 @@ typedef struct OutboxNewEvent
 	text	   *content_type;
 	Jsonb	   *headers;
 	text	   *traceparent;
+
+	/* not given as a rule */
+	const pg_uuid_t *id;		/* taken before (outbox_log_take_id), with created_at; NULL: append takes one */
+	const pg_uuid_t *scheduled_id;	/* what enqueue() returned, if the event was scheduled */
+	TimestampTz created_at;		/* 0: the time of the id */
+	TimestampTz deliver_at;		/* 0: at once */
+	text	   *dedup_key;
 } OutboxNewEvent;
 
 /* Appends n checked events to the current segment, in order; fills ids[]. The segment stays locked until the transaction ends. */
 extern void outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids);
+
+/* Takes an id for an event of this transaction that is yet to be appended; also says which instant it took. */
+extern void outbox_log_take_id(OutboxDatabase *database, pg_uuid_t *id, TimestampTz *now);
 
 /* ---- read: in the worker's short transactions ---- */
 
 /* An event as a reader sees it.  Strings are NUL-terminated, UTF-8 or the database's encoding; NULL is SQL NULL. */
 typedef struct OutboxEvent
 {
-	pg_uuid_t	id;
+	pg_uuid_t	id;				/* what enqueue() returned: webhook-id, ce-id, event_id of every table */
+	pg_uuid_t	log_id;			/* its place in the log: the same, unless it was scheduled */
 	uint64		xid;
 	TimestampTz created_at;
 	char	   *type;
@@ -89,8 +102,8 @@ extern PGDLLEXPORT void outbox_log_new_from(OutboxScan *scan, pg_uuid_t *id);
 extern PGDLLEXPORT bool outbox_log_next(OutboxScan *scan, OutboxEvent *event);
 extern PGDLLEXPORT void outbox_log_end(OutboxScan *scan);
 
-/* One event by id, wherever it is (segments, then kept_event); false if it is gone.  Visible to the active snapshot only. */
-extern PGDLLEXPORT bool outbox_log_find(OutboxLog *log, const pg_uuid_t *id, OutboxEvent *event);
+/* One event by its log_id, wherever it is (segments, then kept_event); false if it is gone.  Visible to the active snapshot only. */
+extern PGDLLEXPORT bool outbox_log_find(OutboxLog *log, const pg_uuid_t *log_id, OutboxEvent *event);
 
 /* Establishes id clock, tick counter and current segment after a server start (ring.c).  Cheap when that was done. */
 extern PGDLLEXPORT void outbox_log_floor(OutboxDatabase *database);

@@ -346,10 +346,11 @@ return_events(ReturnSetInfo *result, const OutboxCall *call)
 	value = PointerGetDatum(construct_array(ids, call->n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 	SPI_connect();
 	execute_now(&plan,
-				"SELECT l.n::integer, e.id, e.type, e.key, e.tenant, e.payload, e.body, e.content_type, e.headers, e.traceparent, e.created_at"
+				"SELECT l.n::integer, l.id, e.type, e.key, e.tenant, e.payload, e.body, e.content_type, e.headers, e.traceparent, e.created_at"
 				"  FROM unnest($1) WITH ORDINALITY AS l (id, n)"
-				" CROSS JOIN LATERAL (SELECT * FROM outbox.event AS t WHERE t.id = l.id"
-				"                     UNION ALL SELECT * FROM outbox.kept_event AS t WHERE t.id = l.id LIMIT 1) AS e"
+				"  LEFT JOIN outbox.unscheduled AS u ON u.id = l.id"
+				" CROSS JOIN LATERAL (SELECT * FROM outbox.event AS t WHERE t.id = coalesce(u.log_id, l.id)"
+				"                     UNION ALL SELECT * FROM outbox.kept_event AS t WHERE t.id = coalesce(u.log_id, l.id) LIMIT 1) AS e"
 				" ORDER BY l.n", 1, &type, &value);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

@@ -53,6 +53,10 @@
 #define DELETE_AT_ONCE "1000"
 #define RENEW_AT_ONCE 500
 
+/* Microseconds for each kind of row that expires by time: what maintenance takes from a worker's deliveries, and from a call's time. */
+#define WORKER_BUDGET 10000
+#define CALLER_BUDGET 1000000
+
 /* Rows are looked for that often, and when a segment was retired; milliseconds.  A worker's other rounds have only segments in mind. */
 #define THOROUGH_INTERVAL 20000
 
@@ -150,11 +154,12 @@ typedef struct Round
 	OutboxDatabase *database;
 	TimestampTz now;
 	bool		thorough;		/* also what takes reading whole tables */
+	int64		budget;			/* microseconds, for rows that expire by time */
 	MemoryContext context;		/* of the list */
 	List	   *done;
 } Round;
 
-static void
+static OutboxMaintenance *
 report(Round *round, const char *action, int segment, int64 count, const char *detail)
 {
 	MemoryContext old = MemoryContextSwitchTo(round->context);
@@ -164,8 +169,10 @@ report(Round *round, const char *action, int segment, int64 count, const char *d
 	entry->segment = segment;
 	entry->count = count;
 	entry->detail = detail != NULL ? pstrdup(detail) : NULL;
+	entry->more = false;
 	round->done = lappend(round->done, entry);
 	MemoryContextSwitchTo(old);
+	return entry;
 }
 
 static bool
@@ -528,9 +535,9 @@ is_over(Round *round, Relation heap, uint64 seal_tick)
 static void
 keep_events(Round *round, int segment, const char *name)
 {
-	static const char columns[] = "id, xid, epoch, created_at, type, key, tenant, payload, body, content_type, headers, traceparent";
+	static const char columns[] = "id, xid, epoch, created_at, type, key, tenant, payload, body, content_type, headers, traceparent, scheduled_id";
 	uint64		kept = execute(psprintf("INSERT INTO outbox.kept_event (%s) SELECT %s FROM ONLY %s AS e"
-										" WHERE EXISTS (SELECT FROM outbox.delivery AS d WHERE d.event_id = e.id) ON CONFLICT DO NOTHING",
+										" WHERE EXISTS (SELECT FROM outbox.delivery AS d WHERE d.event_id = coalesce(e.scheduled_id, e.id)) ON CONFLICT DO NOTHING",
 										columns, columns, name), 0, NULL, NULL);
 
 	if (kept > 0)
@@ -628,7 +635,7 @@ static const char delete_ownerless[] =
 /* While its event is in the log the row must stay: without it the event would seem to be delivered. */
 static const char delete_expired[] =
 "DELETE FROM outbox.delivery WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM outbox.delivery AS d"
-" WHERE d.status IN ('dead', 'discarded') AND d.ended_at <= $1 AND NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = d.event_id)"
+" WHERE d.status IN ('dead', 'discarded') AND d.ended_at <= $1 AND NOT EXISTS (SELECT FROM outbox.event AS e WHERE e.id = coalesce(d.log_id, d.event_id))"
 " LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 /* While one of its events can be asked about the gap must stay, likewise. */
@@ -639,7 +646,7 @@ static const char delete_gaps[] =
 
 static const char delete_kept[] =
 "DELETE FROM outbox.kept_event WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.kept_event AS k"
-" WHERE NOT EXISTS (SELECT FROM outbox.delivery AS d WHERE d.event_id = k.id) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+" WHERE NOT EXISTS (SELECT FROM outbox.delivery AS d WHERE d.event_id = coalesce(k.scheduled_id, k.id)) LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 /* Earlier matching rules that apply to no event of the log any more. */
 static const char delete_matches[] =
@@ -650,6 +657,23 @@ static const char delete_matches[] =
 static const char delete_secrets[] =
 "DELETE FROM outbox.secret WHERE ctid = ANY (ARRAY(SELECT k.ctid FROM outbox.secret AS k"
 " WHERE k.expires_at <= pg_catalog.clock_timestamp() LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
+/* Keys of dedup that count no more. */
+static const char expire_dedup[] =
+"DELETE FROM outbox.dedup WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM outbox.dedup AS d"
+" WHERE d.at <= $1 ORDER BY d.at LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
+/* Scheduled events that were cancelled are remembered as long as others stay readable … */
+static const char expire_cancelled[] =
+"DELETE FROM outbox.unscheduled WHERE ctid = ANY (ARRAY(SELECT u.ctid FROM outbox.unscheduled AS u"
+" WHERE u.log_id IS NULL AND u.at <= $1 ORDER BY u.at LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
+
+/* … and those that were moved, as long as they are there. */
+static const char expire_moved[] =
+"DELETE FROM outbox.unscheduled WHERE ctid = ANY (ARRAY(SELECT u.ctid FROM outbox.unscheduled AS u"
+" WHERE u.log_id < coalesce((SELECT e.id FROM outbox.event AS e ORDER BY e.id LIMIT 1), 'ffffffff-ffff-ffff-ffff-ffffffffffff')"
+" AND NOT EXISTS (SELECT FROM outbox.kept_event AS k WHERE k.id = u.log_id)"
+" ORDER BY u.log_id LIMIT " DELETE_AT_ONCE " FOR UPDATE SKIP LOCKED))";
 
 /*
  * Can the log be read without waiting?  A query of it locks every segment and every index.  The locks stay until the transaction ends, as the query's would.
@@ -695,6 +719,28 @@ renew_secrets(Round *round)
 
 	if (renewed > 0)
 		report(round, "encrypted", -1, renewed, "secrets and headers that were plain, or under an older key");
+}
+
+/* In small batches, as many as the budget allows. */
+static void
+expire_rows(Round *round, const char *statement, int seconds, const char *what)
+{
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(round->now - seconds * USECS_PER_SEC)};
+	TimestampTz began_at = GetCurrentTimestamp();
+	uint64		expired = 0;
+	uint64		batch;
+	bool		more;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		batch = execute(statement, statement == expire_moved ? 0 : 1, types, values);
+		expired += batch;
+		more = batch == atoi(DELETE_AT_ONCE);
+	} while (more && GetCurrentTimestamp() - began_at < round->budget);
+	if (expired > 0)
+		report(round, "expired", -1, expired, what)->more = more;
 }
 
 /* Time in slices of half the retention: the part after the current one was last written at least one retention ago. */
@@ -822,7 +868,11 @@ run_round(Round *round)
 			delete_rows(round, delete_matches, "matching rules that no event is old enough for");
 		delete_rows(round, delete_secrets, "secrets that have expired");
 		renew_secrets(round);
+		if (readable)
+			expire_rows(round, expire_moved, 0, "records of scheduled events that are no longer in the log");
+		expire_rows(round, expire_cancelled, outbox_event_retention, "records of scheduled events that were cancelled");
 	}
+	expire_rows(round, expire_dedup, outbox_dedup_window, "keys past outbox.dedup_window");
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)
 		if (i != outbox_ring_attempt_part(round->now))
@@ -835,9 +885,9 @@ run_round(Round *round)
 
 /* Runs as the owner of the log, whom the caller need not be, and with a safe search path. */
 static List *
-maintain(bool thorough)
+maintain(bool thorough, int64 budget)
 {
-	Round		round = {.catalog = *outbox_catalog_required(), .thorough = thorough, .context = CurrentMemoryContext};
+	Round		round = {.catalog = *outbox_catalog_required(), .thorough = thorough, .budget = budget, .context = CurrentMemoryContext};
 	int			nest_level;
 	Oid			user;
 	int			security;
@@ -874,11 +924,17 @@ outbox_ring_maintain(bool thorough)
 	static TimestampTz thorough_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
 	List	   *done;
+	ListCell   *cell;
 
 	thorough = thorough || now < thorough_at || TimestampDifferenceExceeds(thorough_at, now, THOROUGH_INTERVAL);
-	done = maintain(thorough);
+	done = maintain(thorough, WORKER_BUDGET);
 	if (thorough)
 		thorough_at = now;
+	foreach(cell, done)
+	{
+		if (thorough && ((OutboxMaintenance *) lfirst(cell))->more)
+			thorough_at = 0;
+	}
 	return done;
 }
 
@@ -890,7 +946,7 @@ Datum
 outbox_maintain(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	List	   *done = maintain(true);
+	List	   *done = maintain(true, CALLER_BUDGET);
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);

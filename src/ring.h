@@ -12,10 +12,11 @@
 
 typedef struct OutboxMaintenance
 {
-	const char *action;			/* busy | rotated | full | sealed | kept | retired | deleted | emptied | encrypted */
+	const char *action;			/* busy | rotated | full | sealed | kept | retired | deleted | expired | emptied | encrypted */
 	int			segment;		/* or part of the attempt log; -1: none */
-	int64		count;			/* kept, deleted, encrypted: rows; rotated, retired, emptied: bytes of the old one */
+	int64		count;			/* kept, deleted, expired, encrypted: rows; rotated, retired, emptied: bytes of the old one */
 	const char *detail;			/* or NULL */
+	bool		more;			/* expired: not all of it; another round should come soon */
 } OutboxMaintenance;
 
 /*

@@ -21,6 +21,7 @@ PGDLLEXPORT int outbox_attempt_retention = 3 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_dead_letter_retention = 30 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_max_backlog_age = 14 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_max_backlog_size = 0;
+PGDLLEXPORT int outbox_dedup_window = SECS_PER_DAY;
 PGDLLEXPORT int outbox_segment_size = 1024 * 1024;
 PGDLLEXPORT int outbox_segment_age = 0;
 PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
@@ -116,6 +117,11 @@ define_retention(void)
 							"Counts whole segments of the log that are full and past outbox.event_retention. Zero means any size.",
 							&outbox_max_backlog_size, 0, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.dedup_window",
+							"Time for which a dedup_key stands for the first event enqueued with it.",
+							NULL,
+							&outbox_dedup_window, SECS_PER_DAY, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.segment_size",
 							"Size of a segment of the event log beyond which the next one is used.",
 							NULL,

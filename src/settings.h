@@ -23,6 +23,7 @@ extern PGDLLIMPORT int outbox_attempt_retention;	/* SIGHUP, s, 3 d */
 extern PGDLLIMPORT int outbox_dead_letter_retention;	/* SIGHUP, s, 30 d */
 extern PGDLLIMPORT int outbox_max_backlog_age;	/* SIGHUP, s, 14 d: how old a full segment may get that a subscription holds; 0: any age */
 extern PGDLLIMPORT int outbox_max_backlog_size; /* SIGHUP, kB, 0: and how many of them it may hold; 0: any number */
+extern PGDLLIMPORT int outbox_dedup_window;	/* SIGHUP, s, 1 d */
 extern PGDLLIMPORT int outbox_segment_size; /* SIGHUP, kB, 1 GB: rotate when the current segment is larger */
 extern PGDLLIMPORT int outbox_segment_age;	/* SIGHUP, s, 0: rotate when it is older; 0: event_retention / 12 */
 extern PGDLLIMPORT int outbox_attempt_log;	/* SIGHUP, enum OutboxAttemptLog: all | failures | none */

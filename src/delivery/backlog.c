@@ -194,7 +194,7 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 		{
 			const OutboxEvent *event = &chunk->events[j].event;
 
-			if (bound != NULL && memcmp(&event->id, bound, sizeof(pg_uuid_t)) > 0)
+			if (bound != NULL && memcmp(&event->log_id, bound, sizeof(pg_uuid_t)) > 0)
 			{
 				gap->counted = true;
 				break;
@@ -205,7 +205,7 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 				outbox_item_exception(lane->subscription->id, &event->id) != NULL)
 				continue;
 			if (!gap->has_first)
-				gap->first = event->id;
+				gap->first = event->log_id;
 			gap->has_first = true;
 			gap->events++;
 		}

@@ -316,7 +316,7 @@ outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk)
 	{
 		OutboxItem *item = items[i];
 
-		if (found == chunk->n || memcmp(&chunk->events[found].event.id, &item->id, sizeof(pg_uuid_t)) != 0)
+		if (found == chunk->n || memcmp(&chunk->events[found].event.log_id, &item->log_id, sizeof(pg_uuid_t)) != 0)
 		{
 			bury(item);
 			continue;
@@ -625,7 +625,7 @@ outbox_dispatch_pass_overtaken(TimestampTz now)
 	return young;
 }
 
-/* When the oldest event that waits in a lane was made; 0: none waits. */
+/* When the oldest event that waits in a lane entered the log (a scheduled one, when it was due); 0: none waits. */
 static TimestampTz
 oldest_in_log(OutboxLane *lane)
 {
@@ -633,7 +633,7 @@ oldest_in_log(OutboxLane *lane)
 	{
 		const OutboxItem *first = dlist_container(OutboxItem, outstanding, lane->outstanding.head.next);
 
-		return first->logged->event.created_at;
+		return outbox_event_id_time(&first->log_id);
 	}
 	if (lane->at_head || lane->position.base == NULL)
 		return 0;
@@ -647,7 +647,7 @@ static void
 publish_exception(OutboxItem *item)
 {
 	OutboxLaneStatus *status = item->lane->status;
-	TimestampTz at = outbox_event_id_time(&item->id);
+	TimestampTz at = outbox_event_id_time(&item->log_id);
 
 	if (status == NULL || item->state == OUTBOX_ITEM_HELD)
 		return;

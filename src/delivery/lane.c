@@ -596,12 +596,13 @@ outbox_item_done(void)
 }
 
 static OutboxItem *
-new_item(OutboxLane *lane, const pg_uuid_t *id, bool keyed, uint64 key_hash)
+new_item(OutboxLane *lane, const pg_uuid_t *id, const pg_uuid_t *log_id, bool keyed, uint64 key_hash)
 {
 	OutboxItem *item = MemoryContextAllocZero(context, sizeof(OutboxItem));
 
 	item->lane = lane;
 	item->id = *id;
+	item->log_id = *log_id;
 	item->seq = ++lane->next_seq;
 	item->keyed = keyed;
 	item->key_hash = key_hash;
@@ -627,8 +628,8 @@ void
 outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index)
 {
 	const OutboxLoggedEvent *logged = &chunk->events[index];
-	OutboxItem *item = new_item(lane, &logged->event.id, lane->subscription->ordered && logged->event.key != NULL,
-								logged->key_hash);
+	OutboxItem *item = new_item(lane, &logged->event.id, &logged->event.log_id,
+								lane->subscription->ordered && logged->event.key != NULL, logged->key_hash);
 
 	item->entered_at = GetCurrentTimestamp();
 	item->chunk = outbox_chunk_pin(chunk);
@@ -659,6 +660,7 @@ outbox_item_note(OutboxItem *item, OutboxRowStatus status, const OutboxExchange 
 	OutboxRow	row = {
 		.subscription = item->lane->subscription->id,
 		.event_id = item->id,
+		.log_id = item->log_id,
 		.status = status,
 		.key = item->lane->subscription->ordered && item->logged != NULL ? item->logged->event.key : NULL,
 		.attempts = item->attempts,
@@ -700,8 +702,8 @@ void
 outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 {
 	RowId		id = {.event_id = exception->event_id, .subscription = exception->subscription};
-	OutboxItem *item = new_item(lane, &exception->event_id, lane->subscription->ordered && exception->keyed,
-								exception->key_hash);
+	OutboxItem *item = new_item(lane, &exception->event_id, &exception->log_id,
+								lane->subscription->ordered && exception->keyed, exception->key_hash);
 	RowEntry   *entry = hash_search(rows, &id, HASH_ENTER, NULL);
 
 	entry->item = item;

@@ -29,6 +29,7 @@ typedef struct OutboxItem
 {
 	OutboxLane *lane;
 	pg_uuid_t	id;
+	pg_uuid_t	log_id;
 	OutboxItemState state;
 	uint64		seq;			/* order of entering the lane; 0: read back from its row */
 	Size		size;			/* of its body, while outstanding */

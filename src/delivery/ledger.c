@@ -269,11 +269,11 @@ static OutboxStatement row_exists = {
 
 static OutboxStatement insert_row = {
 	"INSERT INTO outbox.delivery AS d (subscription_id, event_id, status, key, attempts, first_attempt_at,"
-	" next_attempt_at, last_status_code, last_error, reason, ended_at)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+	" next_attempt_at, last_status_code, last_error, reason, ended_at, log_id)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 	" ON CONFLICT (subscription_id, event_id) DO NOTHING",
-	11, {INT4OID, UUIDOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID,
-	TIMESTAMPTZOID}
+	12, {INT4OID, UUIDOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID,
+	TIMESTAMPTZOID, UUIDOID}
 };
 
 static OutboxStatement update_row = {
@@ -326,10 +326,10 @@ static OutboxStatement meet_matches = {
 };
 
 static OutboxStatement select_exceptions = {
-	"SELECT d.subscription_id, d.event_id, d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at"
+	"SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id"
 	"  FROM outbox.delivery d WHERE d.status NOT IN ('dead', 'discarded')"
 	" UNION ALL"
-	" SELECT d.subscription_id, d.event_id, d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at"
+	" SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id"
 	"  FROM outbox.delivery d JOIN outbox.subscription s ON s.id = d.subscription_id"
 	" WHERE d.status = 'dead' AND d.key IS NOT NULL AND s.on_dead = 'block'"
 	" ORDER BY 1, 2",
@@ -382,8 +382,9 @@ static void
 write_row(const Note *note)
 {
 	const OutboxRow *row = &note->row;
-	char		nulls[] = "           ";
-	Datum		values[11];
+	bool		scheduled = memcmp(&row->log_id, &row->event_id, sizeof(pg_uuid_t)) != 0;
+	char		nulls[] = "            ";
+	Datum		values[12];
 
 	values[0] = Int32GetDatum(row->subscription);
 	values[1] = UUIDPGetDatum(&row->event_id);
@@ -397,6 +398,8 @@ write_row(const Note *note)
 	values[8] = text_or_null(row->error, &nulls[8]);
 	values[9] = text_or_null(row->reason, &nulls[9]);
 	values[10] = time_or_null(row->status == OUTBOX_ROW_DEAD ? GetCurrentTimestamp() : 0, &nulls[10]);
+	values[11] = UUIDPGetDatum(&row->log_id);
+	nulls[11] = scheduled ? ' ' : 'n';
 	outbox_statement_run(note->known ? &update_row : &insert_row, values, nulls);
 }
 
@@ -620,7 +623,8 @@ outbox_ledger_load_exceptions(int *n)
 		Datum		at;
 
 		exception->subscription = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &null));
-		exception->event_id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &null));
+		exception->log_id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &null));
+		exception->event_id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 8, &null));
 		exception->status = status_by_name(SPI_getvalue(tuple, desc, 3));
 		exception->keyed = key != NULL;
 		if (key != NULL)

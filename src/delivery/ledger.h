@@ -24,6 +24,7 @@ typedef struct OutboxRow
 {
 	int32		subscription;
 	pg_uuid_t	event_id;
+	pg_uuid_t	log_id;			/* its place in the log */
 	OutboxRowStatus status;
 	const char *key;			/* NULL: leave as it is */
 	int			attempts;
@@ -39,6 +40,7 @@ typedef struct OutboxException
 {
 	int32		subscription;
 	pg_uuid_t	event_id;
+	pg_uuid_t	log_id;
 	OutboxRowStatus status;
 	bool		keyed;
 	uint64		key_hash;
@@ -85,7 +87,7 @@ extern void outbox_ledger_meet_matches(int64 epoch, const OutboxSnapshot *matche
 
 /* ---- reading back, in a transaction with SPI connected ---- */
 
-/* All exceptions, and the dead letters that hold back a key; ordered by subscription and event id. */
+/* All exceptions, and the dead letters that hold back a key; ordered by subscription and place in the log. */
 extern OutboxException *outbox_ledger_load_exceptions(int *n);
 
 /* Which of these events have delivery rows, of whom. */

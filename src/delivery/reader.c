@@ -154,7 +154,7 @@ fetch(OutboxLog *log)
 	if (n == 0)
 		return;
 	for (int i = 0; i < n; i++)
-		ids[i] = items[i]->id;
+		ids[i] = items[i]->log_id;
 	chunk = outbox_chunk_fetch(log, ids, &n);
 	outbox_dispatch_fetched(items, n, chunk);
 	outbox_chunk_unpin(chunk);

@@ -461,7 +461,7 @@ outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEv
 		}
 	}
 	if (subscription->has_start_after &&
-		memcmp(&event->id, &subscription->start_after, sizeof(pg_uuid_t)) < 0)
+		memcmp(&event->log_id, &subscription->start_after, sizeof(pg_uuid_t)) < 0)
 		return false;
 	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
 		return false;

@@ -222,7 +222,7 @@ outbox_chunk_before(const OutboxChunk *chunk, int i)
 		return position;
 	position.upper = chunk->to.upper;
 	position.partial = true;
-	position.after = chunk->events[i - 1].event.id;
+	position.after = chunk->events[i - 1].event.log_id;
 	return position;
 }
 
@@ -474,7 +474,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 	if (more)
 	{
 		to.partial = true;
-		to.after = chunk->events[chunk->n - 1].event.id;
+		to.after = chunk->events[chunk->n - 1].event.log_id;
 	}
 	else
 	{
@@ -489,7 +489,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 }
 
 OutboxChunk *
-outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int *n)
+outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *log_ids, int *n)
 {
 	OutboxChunk *chunk = make_chunk(8);
 	MemoryContext old = MemoryContextSwitchTo(chunk->context);
@@ -500,7 +500,7 @@ outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int *n)
 	{
 		OutboxLoggedEvent *logged = next_event(chunk);
 
-		if (!outbox_log_find(log, &ids[done], &logged->event))
+		if (!outbox_log_find(log, &log_ids[done], &logged->event))
 			continue;
 		work_out(logged);
 		bytes += logged->event.body_size;

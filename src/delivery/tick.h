@@ -120,8 +120,8 @@ extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settl
 extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper,
 									  bool careful, bool settled);
 
-/* The events with the first *n of these ids that still exist, as a private chunk, pinned once; *n becomes less when they are large. */
-extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *ids, int *n);
+/* The events at the first *n of these places (log_id) that still exist, as a private chunk, pinned once; *n becomes less when they are large. */
+extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *log_ids, int *n);
 
 extern OutboxChunk *outbox_chunk_pin(OutboxChunk *chunk);
 extern void outbox_chunk_unpin(OutboxChunk *chunk);

@@ -16,6 +16,7 @@
 #include "event_log.h"
 #include "lease.h"
 #include "ledger.h"
+#include "mover.h"
 #include "reader.h"
 #include "recorder.h"
 #include "restore.h"
@@ -28,6 +29,9 @@
 static OutboxWork *const work = &outbox_work;
 static TimestampTz maintained_at;
 static bool want_renewal = true; /* secrets may be under another key than the first */
+static bool maintain_more = false;
+
+#define MORE_MS 200				/* the next round, if the last one was not through */
 
 void
 outbox_turn_start(OutboxDatabase *database)
@@ -56,11 +60,12 @@ outbox_turn_over(void)
 static void
 maintain_step(TimestampTz now)
 {
-	if ((!want_renewal && !TimestampDifferenceExceeds(maintained_at, now, outbox_maintenance_interval * 1000)) ||
+	if ((!want_renewal && !TimestampDifferenceExceeds(maintained_at, now, maintain_more ? MORE_MS : outbox_maintenance_interval * 1000)) ||
 		!outbox_work_step(OUTBOX_STEP_MAINTAIN, now))
 		return;
 	maintained_at = now;
 	outbox_backlog_step();
+	maintain_more = false;
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
 	{
 		bool		again = false;
@@ -69,11 +74,12 @@ maintain_step(TimestampTz now)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		foreach(cell, outbox_ring_maintain(want_renewal))
 		{
-			const char *action = ((OutboxMaintenance *) lfirst(cell))->action;
+			const OutboxMaintenance *entry = lfirst(cell);
 
-			if (strcmp(action, "deleted") == 0)
+			if (strcmp(entry->action, "deleted") == 0)
 				work->want_resync = true;	/* a dead letter that held back its key may be gone */
-			again |= strcmp(action, "encrypted") == 0;	/* perhaps not all of them */
+			again |= strcmp(entry->action, "encrypted") == 0;	/* perhaps not all of them */
+			maintain_more |= entry->more;
 		}
 		PopActiveSnapshot();
 		outbox_work_commit();
@@ -118,6 +124,9 @@ time_to_wait(TimestampTz now)
 	if (want_renewal)
 		next = Min(next, work->not_before[OUTBOX_STEP_MAINTAIN]);
 	next = Min(next, outbox_lease_next());
+	next = Min(next, outbox_mover_next());
+	if (maintain_more)
+		next = Min(next, TimestampTzPlusMilliseconds(maintained_at, MORE_MS));
 	if (work->want_reload)
 		next = Min(next, work->not_before[OUTBOX_STEP_RELOAD]);
 	wait = next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
@@ -140,6 +149,8 @@ outbox_turn_run(uint32 reasons)
 
 	if (work->want_reload && outbox_work_step(OUTBOX_STEP_RELOAD, now))
 		outbox_restore_reload();
+	if (!work->over && outbox_mover_step(now, reasons & OUTBOX_RING_SCHEDULED))
+		now = GetCurrentTimestamp();	/* no attempt begins before its event was due */
 	outbox_reader_confirm();
 	if (!work->over)
 		outbox_reader_step(now);

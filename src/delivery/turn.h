@@ -1,5 +1,5 @@
 /*
- * One turn of the worker's loop: tick, route, send, judge, record.
+ * One turn of the worker's loop: move what is due, tick, route, send, judge, record.
  */
 #ifndef OUTBOX_TURN_H
 #define OUTBOX_TURN_H

@@ -62,11 +62,14 @@ SELECT args, pg_temp.refusal(format('SELECT outbox.enqueue(%s)', args)) FROM unn
     $$NULL, '1'$$, $$'a', NULL$$, $$'', '1'$$, $$'a..b', '1'$$, $$'outbox', '1'$$, $$'outbox.ping', '1'$$, $$'outboxes.ping', '1'$$,
     $$'a', '1', tenant => ''$$, $$'a', '1', headers => '[]'$$, $$'a', '1', headers => '{"a": 1}'$$, $$'a', '1', headers => '{"Webhook-Id": "x"}'$$,
     $$'a', '1', headers => '{"a b": "x"}'$$, $$'a', '1', headers => '{"a": "x\r\nb: c"}'$$, $$'a', '1', headers => '{"": "x"}'$$, $$'a', '1', headers => '{}'$$,
-    $$'a', '1', deliver_at => now()$$, $$'a', '1', dedup_key => 'x'$$, $$'a', '1', key => ''$$, $$E'a\u0085b', '1'$$, $$E'a\u009f', '1'$$, $$E'\u00c2\u00a0', '1'$$, $$'a b', '1'$$,
+    $$'a', '1', deliver_at => 'infinity'$$, $$'a', '1', deliver_at => '-infinity'$$, $$'a', '1', deliver_at => now() + interval '11 years'$$, $$'a', '1', dedup_key => ''$$,
+    $$'a', '1', key => ''$$, $$E'a\u0085b', '1'$$, $$E'a\u009f', '1'$$, $$E'\u00c2\u00a0', '1'$$, $$'a b', '1'$$,
     $$'a', '1', headers => '"x"'$$]) AS args;
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', key => repeat('x', 1024))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', key => repeat('x', 1025))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', tenant => repeat('x', 129))$$);
+SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', dedup_key => repeat('ä', 255))$$);
+SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', '1', dedup_key => repeat('ä', 256))$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue(repeat('x', 256), '1')$$);
 SELECT pg_temp.refusal($$SELECT outbox.enqueue('a', to_jsonb(repeat('x', 1024 * 1024)))$$);
 -- a number may be far longer in what is sent than in what is stored
@@ -102,7 +105,7 @@ SELECT args, pg_temp.refusal(format('SELECT outbox.enqueue_raw(%s)', args)) FROM
     $$'a', NULL, 'text/plain'$$, $$'a', 'x', NULL$$, $$'a', 'x', ''$$, $$'a', 'x', E'text/plain\r\na: b'$$]) AS args;
 SELECT events, pg_temp.refusal(format('SELECT outbox.enqueue_many(%L)', events)) FROM unnest(ARRAY[
     NULL, '{}', '1', '[1]', '[[]]', '[{"type": "a"}]', '[{"type": "a", "payload": 1}, {"type": "b", "payload": 1, "kye": "x"}]', '[{"type": 1, "payload": 1}]',
-    '[{"payload": 1}]', '[{"type": "a", "payload": 1, "headers": {"host": "x"}}]', '[{"type": "a", "payload": 1, "deliver_at": "2030-01-01"}]']) AS events;
+    '[{"payload": 1}]', '[{"type": "a", "payload": 1, "headers": {"host": "x"}}]', '[{"type": "a", "payload": 1, "deliver_at": "soon"}]', '[{"type": "a", "payload": 1, "deliver_at": 7}]', '[{"type": "a", "payload": 1}, {"type": "a", "payload": 1, "deliver_at": "infinity"}]', '[{"type": "a", "payload": 1, "dedup_key": 1}]']) AS events;
 SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (id, type, payload) VALUES (gen_random_uuid(), 'a', '1')$$);
 SELECT pg_temp.refusal($$INSERT INTO outbox.new_event (type) VALUES ('a')$$);
 BEGIN READ ONLY;

@@ -30,7 +30,7 @@ subscribe($node, 'fine', $receiver->url('/ok?fine'), types => [ 'fine', 'large' 
 wait_status($node, enqueue($node, 'fine', 1), 'fine', 'delivered');
 wait_for(sub { sql(q{SELECT count(*) FROM outbox.health() WHERE status <> 'ok'}) eq '0' }, 'health');
 is(sql(q{SELECT string_agg(check_name || ' ' || status, ', ') FROM outbox.health() WHERE status <> 'ok'}), '', 'nothing is wrong');
-is(sql('SELECT count(*) FROM outbox.health()'), '18', 'in eighteen checks');
+is(sql('SELECT count(*) FROM outbox.health()'), '19', 'in nineteen checks');
 
 # tick_age: a worker that hangs
 my $worker = worker_pid($node);
@@ -86,6 +86,17 @@ tells('oldest_prepared_xact', 'warning', { warning => 0.5, critical => 1000 }, '
 tells('oldest_prepared_xact', 'critical', { warning => 0.5, critical => 1 }, 'forgotten');
 sql(q{ROLLBACK PREPARED 'forgotten'});
 tells('oldest_prepared_xact', 'ok', { warning => 0.5, critical => 1 });
+
+# scheduled_overdue: nobody moves what is due
+sql('SELECT outbox.stop()');
+wait_for(sub { sql('SELECT worker_pid IS NULL FROM outbox._worker()') eq 't' }, 'stopped');
+sql(q{SELECT outbox.enqueue('due', '1', deliver_at => now() + interval '1 h')});
+tells('scheduled_overdue', 'ok');
+sql(q{UPDATE outbox.scheduled SET deliver_at = now() - interval '11 s'});
+tells('scheduled_overdue', 'warning');
+tells('scheduled_overdue', 'critical', { warning => 0.5, critical => 1 });
+sql('SELECT outbox.start()');
+tells('scheduled_overdue', 'ok');
 
 # dead_letters
 subscribe($node, 'refuses', $receiver->url('/status/400'), types => ['refused'], fatal_statuses => [400]);
