@@ -119,6 +119,7 @@ struct OutboxHttp
 	int			epoll;
 	int64_t		timer_at;		/* libcurl's, -1: none */
 	bool		broken;			/* the multi handle reported an error */
+	bool		handles_are_spent;	/* by an answer: see compat.h */
 	int			max_connections;
 	char	   *user_agent;
 	const char *ca_path;		/* libcurl's default directory of certificates, if it has no bundle */
@@ -662,6 +663,7 @@ outbox_http_create(const OutboxHttpOptions *options)
 	if (curl_version_info(CURLVERSION_NOW)->cainfo == NULL)
 		http->ca_path = curl_version_info(CURLVERSION_NOW)->capath;
 	http->max_connections = options->max_connections;
+	http->handles_are_spent = OutboxHandlesAreSpent();
 	bound_descriptors(http);
 	http->waiting_end = &http->waiting;
 	http->abandoned_end = &http->abandoned;
@@ -718,13 +720,28 @@ take_transfer(OutboxHttp *http)
 	return transfer;
 }
 
+/* Another handle in place of the one that is spent (a microsecond); connections and names belong to the multi handle. False: out of memory. */
+static bool
+renew(Transfer *transfer)
+{
+	curl_easy_cleanup(transfer->easy);
+	transfer->easy = curl_easy_init();
+	transfer->network = -1;
+	transfer->timeout_ms = 0;
+	transfer->connect_timeout_ms = 0;
+	transfer->own_ca = false;
+	return transfer->easy != NULL && set_fixed_options(transfer) == NULL &&
+		(transfer->origin == NULL || curl_easy_setopt(transfer->easy, CURLOPT_URL, transfer->url) == CURLE_OK);
+}
+
 static void
 return_transfer(Transfer *transfer)
 {
 	OutboxHttp *http = transfer->http;
+	bool		spent = http->handles_are_spent && transfer->n_header_lines > 0;
 
 	transfer->exchange = NULL;
-	if (http->n_idle >= http->max_connections)
+	if (http->n_idle >= http->max_connections || (spent && !renew(transfer)))
 	{
 		free_transfer(transfer);
 		return;
@@ -1040,8 +1057,8 @@ outcome_of_code(CURLcode code, const Transfer *transfer)
 		case CURLE_BAD_CONTENT_ENCODING:
 		case CURLE_PARTIAL_FILE:
 			return OUTBOX_PROTOCOL;
-		case CURLE_OUT_OF_MEMORY:
-			/* libcurl says so too when a header line exceeds its 100 kB */
+		case CURLE_OUT_OF_MEMORY:	/* libcurl says so too when a header line exceeds its 100 kB */
+		case CURLE_BAD_FUNCTION_ARGUMENT:	/* and so when one has no name */
 			return transfer->asked ? OUTBOX_PROTOCOL : OUTBOX_CONNECT;
 		default:
 			return OUTBOX_CONNECT;

@@ -318,6 +318,7 @@ static const Case cases[] = {
 	{"Retry-After of ten years", TEXT("HTTP/1.1 503 Later\r\nRetry-After: 315360000\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), 315360000},
 	{"Retry-After: -1", TEXT("HTTP/1.1 503 Later\r\nRetry-After: -1\r\nContent-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 503, TEXT(""), -1},
 	{"a failure, and a success that nobody asked for", TEXT("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n" OK_HEADERS "Content-Length: 0\r\n\r\n"), KEEP, OUTBOX_HTTP_5XX, 500, TEXT(""), -1},
+	{"a folded line before any field", TEXT("HTTP/1.1 200 OK\r\n X: folded\r\n\tmore\r\nContent-Length: 0\r\n\r\n"), CLOSE, 0, 0, NOTHING, -1},
 	{"101 is no answer", TEXT("HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), CLOSE, OUTBOX_CONNECT, 0, NOTHING, -1},
 };
 
@@ -1248,6 +1249,27 @@ test_unasked(OutboxHttp *http)
 	ok(failed == 20 && requests - before == 20, "an answer that came before its request is not taken for one");
 }
 
+/* curl #11101: libcurl before 8.1.1 appends such a line to a field of the answer that the handle had before, which is freed. */
+static void
+test_folded(OutboxHttp *http)
+{
+	int			ended = 0;
+
+	for (int i = 0; i < 20; i++)
+	{
+		OutboxEndpoint good = endpoint_of(url("http", "127.0.0.1", plain_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+		OutboxExchange *x = exchange_with(http, &good);
+		OutboxEndpoint bad;
+
+		outbox_exchange_free(x);
+		bad = endpoint_of(url("http", "127.0.0.1", plain_server.port, script_named("a folded line before any field")), OUTBOX_NETWORK_PRIVATE);
+		x = exchange_with(http, &bad);
+		ended += x->outcome == OUTBOX_DELIVERED || x->outcome == OUTBOX_PROTOCOL;	/* as the version of libcurl likes */
+		outbox_exchange_free(x);
+	}
+	ok(ended == 20, "a folded line before any field");
+}
+
 /* A receiver that takes the connection and never reads. */
 static void
 test_deaf(OutboxHttp *http)
@@ -1383,7 +1405,9 @@ main(void)
 	ok(outbox_http_timeout(http) == -1 && outbox_http_finished(http) == NULL && outbox_http_in_flight(http) == 0, "idle");
 	test_request(http);
 	for (int i = 0; i < N_CASES; i++)
-		test_script(http, i);
+		if (cases[i].outcome != 0 || cases[i].status != 0)
+			test_script(http, i);
+	test_folded(http);
 	test_response_kept(http);
 	test_refused(http);
 	test_connection_gone(http);
