@@ -82,14 +82,14 @@ static const char *const operation_names[] = {
 /* ---- what is captured ---- */
 
 outbox_noreturn static void
-refuse_trigger(const Trigger *trigger, const char *detail) outbox_noreturn_suffix;
+refuse_trigger(const TriggerData *data, const char *detail) outbox_noreturn_suffix;
 
 static void
-refuse_trigger(const Trigger *trigger, const char *detail)
+refuse_trigger(const TriggerData *data, const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("trigger \"%s\" cannot capture changes", trigger->tgname),
+			 errmsg("trigger \"%s\" of table \"%s\" cannot capture changes", data->tg_trigger->tgname, RelationGetRelationName(data->tg_relation)),
 			 errdetail("%s", detail),
 			 errhint("Call outbox.release() for the table, and then outbox.capture().")));
 }
@@ -124,6 +124,16 @@ captured_table(const Trigger *trigger, Relation relation)
 	}
 	table_close(triggers, AccessShareLock);
 	return table;
+}
+
+/* As SQL has it; NULL if there is no such table. */
+static char *
+name_of(Oid table)
+{
+	char	   *name = get_rel_name(table);
+	char	   *schema = get_namespace_name(get_rel_namespace(table));
+
+	return name == NULL || schema == NULL ? NULL : quote_qualified_identifier(schema, name);
 }
 
 /* Does the text of a value depend on the time zone?  Yes, if that is not known. */
@@ -177,7 +187,7 @@ has_value(Form_pg_attribute attribute)
 }
 
 static AttrNumber
-column_number(const Trigger *trigger, TupleDesc table, const char *name)
+column_number(const TriggerData *data, TupleDesc table, const char *name)
 {
 	for (int i = 0; i < table->natts; i++)
 	{
@@ -186,7 +196,7 @@ column_number(const Trigger *trigger, TupleDesc table, const char *name)
 		if (has_value(attribute) && strcmp(NameStr(attribute->attname), name) == 0)
 			return i + 1;
 	}
-	refuse_trigger(trigger, psprintf("Column \"%s\" does not exist, or is not stored.", name));
+	refuse_trigger(data, psprintf("Column \"%s\" does not exist, or is not stored.", name));
 }
 
 static void
@@ -199,12 +209,12 @@ set_record(Columns *columns, TupleDesc table)
 }
 
 static Columns
-named_columns(const Trigger *trigger, TupleDesc table, int n, char **names)
+named_columns(const TriggerData *data, TupleDesc table, int n, char **names)
 {
 	Columns		columns = {.n = n, .numbers = palloc_array(AttrNumber, n + 1)};
 
 	for (int i = 0; i < n; i++)
-		columns.numbers[i] = column_number(trigger, table, names[i]);
+		columns.numbers[i] = column_number(data, table, names[i]);
 	set_record(&columns, table);
 	return columns;
 }
@@ -236,16 +246,17 @@ set_function(FmgrInfo *function, Oid oid, int n, const Oid *types)
 }
 
 static void
-set_row(Capture *capture, const Trigger *trigger, TupleDesc table)
+set_row(Capture *capture, const TriggerData *data)
 {
+	TupleDesc	table = RelationGetDescr(data->tg_relation);
 	const OutboxCaptureArguments *arguments = &capture->arguments;
 
 	if (arguments->key_dropped)
-		refuse_trigger(trigger, "A column of the key has been dropped.");
+		refuse_trigger(data, "A column of the key has been dropped.");
 	if (arguments->n_keys > FUNC_MAX_ARGS)
-		refuse_trigger(trigger, "The key has too many columns.");
-	capture->key = named_columns(trigger, table, arguments->n_keys, arguments->keys);
-	capture->columns = arguments->all ? all_columns(table) : named_columns(trigger, table, arguments->n_columns, arguments->columns);
+		refuse_trigger(data, "The key has too many columns.");
+	capture->key = named_columns(data, table, arguments->n_keys, arguments->keys);
+	capture->columns = arguments->all ? all_columns(table) : named_columns(data, table, arguments->n_columns, arguments->columns);
 
 	for (int i = 0; i < capture->columns.n; i++)
 		capture->zoned |= is_zoned(TupleDescAttr(capture->columns.record, i)->atttypid);
@@ -264,14 +275,15 @@ set_row(Capture *capture, const Trigger *trigger, TupleDesc table)
 
 /* Copies the arguments: the relation's own may be rebuilt in the course of a statement. */
 static void
-set_arguments(Capture *capture, const Trigger *trigger)
+set_arguments(Capture *capture, const TriggerData *data)
 {
+	const Trigger *trigger = data->tg_trigger;
 	char	  **copy = palloc_array(char *, trigger->tgnargs + 1);
 
 	for (int i = 0; i < trigger->tgnargs; i++)
 		copy[i] = pstrdup(trigger->tgargs[i]);
 	if (!outbox_capture_arguments_parse(trigger->tgnargs, copy, &capture->arguments))
-		refuse_trigger(trigger, "Its arguments are not what outbox.capture() writes.");
+		refuse_trigger(data, "Its arguments are not what outbox.capture() writes.");
 }
 
 static Capture *
@@ -282,12 +294,14 @@ new_capture(const TriggerData *data)
 	Oid			table = captured_table(data->tg_trigger, data->tg_relation);
 
 	capture->trigger = data->tg_trigger->tgoid;
-	capture->table = quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)), get_rel_name(table));
-	set_arguments(capture, data->tg_trigger);
+	capture->table = name_of(table);
+	if (capture->table == NULL)
+		refuse_trigger(data, "The table that was captured is gone.");
+	set_arguments(capture, data);
 	if (capture->arguments.row != (TRIGGER_FIRED_FOR_ROW(data->tg_event) != 0))
-		refuse_trigger(data->tg_trigger, "Its arguments are not what outbox.capture() writes.");
+		refuse_trigger(data, "Its arguments are not what outbox.capture() writes.");
 	if (capture->arguments.row)
-		set_row(capture, data->tg_trigger, RelationGetDescr(data->tg_relation));
+		set_row(capture, data);
 	set_function(&capture->to_jsonb, F_TO_JSONB, 1, &record);
 	return capture;
 }
@@ -325,12 +339,20 @@ is_utc(void)
 	return strcmp(zone, "UTC") == 0 || strcmp(zone, "Etc/UTC") == 0 || strcmp(zone, "GMT") == 0;
 }
 
-/* Sets what the text of values depends on, where the session has it otherwise.  To be undone with AtEOXact_GUC(true, …); an error undoes it too. */
+/*
+ * Sets what the text of values depends on, where the session has it otherwise.  What it returns, if not 0, is to be undone with AtEOXact_GUC(true, …); an error
+ * undoes it too.
+ */
 static int
 set_forms(bool zoned)
 {
-	int			level = NewGUCNestLevel();
+	bool		other_zone = zoned && !is_utc();
+	int			level;
 
+	if (DateStyle == USE_ISO_DATES && IntervalStyle == INTSTYLE_POSTGRES && bytea_output == BYTEA_OUTPUT_HEX && extra_float_digits >= 1 && !other_zone)
+		return 0;
+
+	level = NewGUCNestLevel();
 	if (DateStyle != USE_ISO_DATES)
 		set_locally("datestyle", "ISO");
 	if (IntervalStyle != INTSTYLE_POSTGRES)
@@ -339,7 +361,7 @@ set_forms(bool zoned)
 		set_locally("bytea_output", "hex");
 	if (extra_float_digits < 1)
 		set_locally("extra_float_digits", "1");
-	if (zoned && !is_utc())
+	if (other_zone)
 		set_locally("timezone", "UTC");
 	return level;
 }
@@ -525,7 +547,8 @@ record_change(Capture *capture, Operation operation, TupleTableSlot *old, TupleT
 	if (rekeyed)
 		add_old_key(&payload, key_of(capture, old), key);
 	json = payload_json(&capture->to_jsonb, &payload);
-	AtEOXact_GUC(true, forms);
+	if (forms != 0)
+		AtEOXact_GUC(true, forms);
 
 	outbox_enqueue_change(capture->table, type_of(capture->arguments.type, operation_names[operation]), json, key);
 }

@@ -185,7 +185,10 @@ arguments_of(Relation triggers, HeapTuple tuple, OutboxCaptureArguments *argumen
 	return outbox_capture_arguments_parse(n, args, arguments);
 }
 
-/* Renames or removes a column in the arguments of the table's captures; says whether it was in a key and is now dropped. */
+/*
+ * Renames or removes a column in the arguments of the table's captures.  Says whether it was in a key and is now dropped; of a partition, whose triggers are
+ * inherited, its root says so.
+ */
 static bool
 change_column(Oid relation, const char *from, const char *to)
 {
@@ -212,7 +215,7 @@ change_column(Oid relation, const char *from, const char *to)
 		changed = with_column(&arguments, from, to, &n, &key_dropped);
 		if (changed == NULL)
 			continue;
-		key_lost |= key_dropped;
+		key_lost |= key_dropped && !OidIsValid(((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid);
 		values[Anum_pg_trigger_tgargs - 1] = PointerGetDatum(changed);
 		replace[Anum_pg_trigger_tgargs - 1] = true;
 		values[Anum_pg_trigger_tgnargs - 1] = Int16GetDatum(n);

@@ -252,6 +252,15 @@ SELECT * FROM recorded();
 SELECT refusal('SELECT outbox.capture(''measures'', ''{value}'')');
 DROP TABLE measures;
 
+\echo -- a column of the key of a partitioned table is dropped: one warning, refused in every partition
+CREATE TABLE split (id int, v int, region text) PARTITION BY LIST (region);
+CREATE TABLE split_a PARTITION OF split FOR VALUES IN ('a');
+CREATE TABLE split_b PARTITION OF split FOR VALUES IN ('b');
+SELECT outbox.capture('split', '{v}', key_columns => '{region,id}');
+ALTER TABLE split DROP COLUMN id;
+SELECT refusal('INSERT INTO split VALUES (1, ''a'')'), refusal('INSERT INTO split_b VALUES (1, ''b'')');
+DROP TABLE split;
+
 \echo -- inheritance: a warning, for children are tables of their own
 CREATE TABLE city (id int PRIMARY KEY);
 CREATE TABLE capital () INHERITS (city);
