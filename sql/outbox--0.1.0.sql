@@ -746,6 +746,9 @@ BEGIN
         ELSIF state = 'v' THEN
             RAISE feature_not_supported USING MESSAGE = format('column "%s" of table %s is virtual', one, source),
                 DETAIL = 'It is computed when it is read: triggers do not see its value.', HINT = 'Capture the columns that it is computed from.';
+        ELSIF NOT has_column_privilege(source, one::text, 'SELECT') THEN   -- which also refuses what an old snapshot still shows (42703)
+            RAISE insufficient_privilege USING MESSAGE = format('permission denied for column "%s" of table %s', one, source),
+                DETAIL = 'Who captures a column must be able to read it.', HINT = 'GRANT SELECT on it to the owner of the table, or leave it out.';
         ELSIF one = ANY (seen) THEN
             RAISE duplicate_column USING MESSAGE = format('column "%s" is named twice', one), DETAIL = format('It is among the %s.', role), HINT = 'Name it once.';
         END IF;
@@ -753,7 +756,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_capture_columns(regclass, name[], text) IS 'Refuses what are not different columns of the table with a stored value (42703, 42701, 22004, 0A000)';
+COMMENT ON FUNCTION outbox._check_capture_columns(regclass, name[], text) IS 'Refuses what are not different columns of the table with a stored value that the caller may read (42703, 42701, 42501, 22004, 0A000)';
 
 -- What may be captured, and by whom: its owner, who may read all of it and let others read it.
 CREATE FUNCTION outbox._check_capture_source(source regclass) RETURNS pg_class LANGUAGE plpgsql STABLE
@@ -818,6 +821,9 @@ BEGIN
             HINT = 'Name the columns that are meant for others, or ''{*}'' for all, also those added later.';
     ELSIF NOT everything THEN
         PERFORM outbox._check_capture_columns(source, columns, 'columns');
+    ELSIF NOT has_table_privilege(source, 'SELECT') THEN
+        RAISE insufficient_privilege USING MESSAGE = format('permission denied for table %s', source),
+            DETAIL = 'Who captures all columns must be able to read them all.', HINT = 'GRANT SELECT on it to its owner, or name columns.';
     END IF;
 
     IF key_columns IS NULL THEN
@@ -830,9 +836,8 @@ BEGIN
         END IF;
     ELSIF cardinality(key_columns) > 32 THEN
         RAISE invalid_parameter_value USING MESSAGE = 'key_columns of a capture must not be more than 32', DETAIL = format('They are %s.', cardinality(key_columns)), HINT = 'Name fewer.';
-    ELSE
-        PERFORM outbox._check_capture_columns(source, key_columns, 'key_columns');
     END IF;
+    PERFORM outbox._check_capture_columns(source, key_columns, 'key_columns');
 
     type := COALESCE(type, format('%s.%s.*', relation.relnamespace::regnamespace::name, relation.relname));
     PERFORM outbox._check_capture_type(type);
@@ -857,8 +862,8 @@ columns: what of the row is in the events; ''{*}'' for all columns, also those a
 type: of the events; a last word * stands for insert, update, delete or truncate; default schema.table.*, as the names are now. key_columns: their text is the key, in which order changes are delivered;
 several make a JSON array; default: the primary key; ''{}'' for none. An update that changes the key has the new one.
 payload: {"op", "table", "old", "new", "changed", "old_key"}, each where it applies; values as to_jsonb() has them, times in UTC. Renamed columns are followed; dropped ones are left out from then on.
-The caller must own the table. Who writes to it needs no right to enqueue; if the event is refused (54000: too large), so is the change.
-Errors: 42501 not the owner; 42809 not an ordinary or partitioned table, temporary, or of the system; 42710 captured already; 42703, 42701 columns; 22023 type, or no primary key; 22004; 0A000.';
+The caller must own the table and may read the columns. Who writes to it needs no right to enqueue; if the event is refused (54000: too large), so is the change.
+Errors: 42501 not the owner, or must not read a column; 42809 not an ordinary or partitioned table, temporary, or of the system; 42710 captured already; 42703, 42701 columns; 22023 type, or no primary key; 22004; 0A000.';
 
 CREATE FUNCTION outbox.release(source regclass) RETURNS void LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp AS $$
