@@ -39,7 +39,7 @@ typedef struct KeyId
 	int32		unused;
 } KeyId;
 
-typedef struct KeyQueue
+typedef struct OutboxKeyQueue
 {
 	KeyId		id;
 	dlist_head	items;
@@ -399,15 +399,15 @@ outbox_item_next_due(void)
 	return Min(next_retry(), outbox_batch_next_ripe());
 }
 
+/* The items of its key, made if there are none. */
 static KeyQueue *
-key_queue(const OutboxItem *item, bool create)
+key_queue(const OutboxItem *item)
 {
 	KeyId		id = {.hash = item->key_hash, .subscription = item->lane->subscription->id};
 	bool		found;
-	KeyQueue   *queue;
+	KeyQueue   *queue = hash_search(keys, &id, HASH_ENTER, &found);
 
-	queue = hash_search(keys, &id, create ? HASH_ENTER : HASH_FIND, &found);
-	if (create && !found)
+	if (!found)
 	{
 		dlist_init(&queue->items);
 		queue->in_flight = 0;
@@ -418,7 +418,7 @@ key_queue(const OutboxItem *item, bool create)
 bool
 outbox_item_is_first(const OutboxItem *item)
 {
-	return !item->keyed || dlist_head_node(&key_queue(item, false)->items) == &item->key_node;
+	return !item->keyed || dlist_head_node(&item->of_key->items) == &item->key_node;
 }
 
 /* Leaves whatever its state made it stand in. */
@@ -473,7 +473,7 @@ leave_key(OutboxItem *item)
 
 	if (!item->keyed)
 		return;
-	queue = key_queue(item, false);
+	queue = item->of_key;
 	dlist_delete(&item->key_node);
 	item->keyed = false;
 	if (item->state == OUTBOX_ITEM_IN_FLIGHT)
@@ -500,7 +500,7 @@ outbox_item_fly(OutboxItem *item, TimestampTz now)
 	lane->in_flight++;
 	lane->flying_bytes += item->size;
 	if (item->keyed)
-		key_queue(item, false)->in_flight++;
+		item->of_key->in_flight++;
 }
 
 OutboxItem *
@@ -511,7 +511,7 @@ outbox_item_follower(OutboxItem *item)
 
 	if (!item->keyed)
 		return NULL;
-	queue = key_queue(item, false);
+	queue = item->of_key;
 	if (!dlist_has_next(&queue->items, &item->key_node))
 		return NULL;
 	next = dlist_container(OutboxItem, key_node, dlist_next_node(&queue->items, &item->key_node));
@@ -525,7 +525,7 @@ outbox_item_land(OutboxItem *item)
 	item->state = OUTBOX_ITEM_WAITING;
 	if (item->keyed)
 	{
-		KeyQueue   *queue = key_queue(item, false);
+		KeyQueue   *queue = item->of_key;
 
 		queue->in_flight--;
 		advance_key(queue);
@@ -618,7 +618,7 @@ join_key(OutboxItem *item)
 
 	if (!item->keyed)
 		return true;
-	queue = key_queue(item, true);
+	queue = item->of_key = key_queue(item);
 	first = dlist_is_empty(&queue->items);
 	dlist_push_tail(&queue->items, &item->key_node);
 	return first;
@@ -750,7 +750,7 @@ outbox_item_exception(int32 subscription, const pg_uuid_t *event_id)
 static bool
 key_is_blocked(const OutboxItem *item)
 {
-	const OutboxItem *first = dlist_head_element(OutboxItem, key_node, &key_queue(item, false)->items);
+	const OutboxItem *first = dlist_head_element(OutboxItem, key_node, &item->of_key->items);
 
 	return first->row && (first->state == OUTBOX_ITEM_RETRY || first->state == OUTBOX_ITEM_HELD);
 }
@@ -888,7 +888,7 @@ drop_key(OutboxItem *item)
 
 	if (!item->keyed)
 		return;
-	queue = key_queue(item, false);
+	queue = item->of_key;
 	dlist_delete(&item->key_node);
 	item->keyed = false;
 	if (item->state == OUTBOX_ITEM_IN_FLIGHT)

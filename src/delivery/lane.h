@@ -35,6 +35,7 @@ typedef struct OutboxItem
 	Size		size;			/* of its body, while outstanding */
 	bool		keyed;
 	uint64		key_hash;
+	struct OutboxKeyQueue *of_key;	/* the items of its key, while keyed */
 	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
 	bool		dead;			/* a dead letter that holds back its key */
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
