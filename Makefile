@@ -14,12 +14,15 @@ OBJS = \
 	src/cipher.o \
 	src/copies.o \
 	src/dedup.o \
+	src/durable.o \
 	src/enqueue.o \
 	src/event_id.o \
 	src/event_log.o \
+	src/expiry.o \
 	src/field.o \
 	src/headers.o \
 	src/keyring.o \
+	src/inbox.o \
 	src/launcher.o \
 	src/module.o \
 	src/once.o \
@@ -31,6 +34,7 @@ OBJS = \
 	src/settings.o \
 	src/snapshot.o \
 	src/vault.o \
+	src/webhook.o \
 	src/yield.o
 
 DATA = sql/outbox--0.1.0.sql

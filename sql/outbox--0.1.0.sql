@@ -2171,6 +2171,309 @@ COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
 COMMENT ON COLUMN outbox.subscription_status.secret_hint IS 'The last four characters of the current signing secret';
 COMMENT ON COLUMN outbox.subscription_status.header_names IS 'Names of the static headers';
 
+-- ===== receiving =========================================================================================================
+
+-- The inbox: a row per message id that a consumer has accepted. Inserted by accept() alone, deleted by maintain() when it is old enough, never updated. The id comes first
+-- in the key: it is different in each entry, so that comparisons end there. What expires leaves whole pages behind, which are to be used again soon, hence the early vacuum.
+CREATE TABLE outbox.inbox (
+    accepted_at  timestamptz NOT NULL,
+    message_id   text COLLATE "C" NOT NULL,
+    consumer     text COLLATE "C" NOT NULL,
+    PRIMARY KEY (message_id, consumer)
+) USING heap WITH (autovacuum_vacuum_scale_factor = 0.02, vacuum_truncate = off);
+SELECT pg_catalog.pg_extension_config_dump('outbox.inbox', '');
+
+COMMENT ON TABLE outbox.inbox IS 'The message ids that consumers have accepted and not yet forgotten; written by accept(), counted in inbox_status';
+COMMENT ON COLUMN outbox.inbox.accepted_at IS 'When accept() was called';
+COMMENT ON COLUMN outbox.inbox.message_id IS 'The message''s id, as its sender calls it';
+COMMENT ON COLUMN outbox.inbox.consumer IS 'Who accepted it';
+
+-- Consumers that want something else than the settings say. Who is not in here has the usual retention.
+CREATE TABLE outbox.consumer (
+    name              text COLLATE "C" PRIMARY KEY,
+    retention         interval,
+    sender_retry_span interval
+);
+SELECT pg_catalog.pg_extension_config_dump('outbox.consumer', '');
+
+COMMENT ON TABLE outbox.consumer IS 'Consumers with a retention of their own; written by set_consumer()';
+COMMENT ON COLUMN outbox.consumer.name IS 'As in accept()';
+COMMENT ON COLUMN outbox.consumer.retention IS 'How long its message ids are remembered at least; NULL: outbox.inbox_retention';
+COMMENT ON COLUMN outbox.consumer.sender_retry_span IS 'For how long its senders may repeat a message; NULL: not known';
+
+-- Written by maintain() alone, so that no two callers of accept() ever meet here.
+CREATE TABLE outbox.inbox_count (
+    consumer     text COLLATE "C" PRIMARY KEY,
+    expired      bigint NOT NULL,
+    duplicates   bigint NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('outbox.inbox_count', '');
+
+COMMENT ON TABLE outbox.inbox_count IS 'What inbox_status cannot count in the inbox itself; written by maintain()';
+COMMENT ON COLUMN outbox.inbox_count.consumer IS 'Whose';
+COMMENT ON COLUMN outbox.inbox_count.expired IS 'Message ids that were accepted and have been forgotten since';
+COMMENT ON COLUMN outbox.inbox_count.duplicates IS 'Messages refused because they had been accepted before';
+
+CREATE FUNCTION outbox.accept(consumer text, message_id text)
+RETURNS boolean LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_accept';
+COMMENT ON FUNCTION outbox.accept(text, text) IS
+'Accepts a message once: true in the first transaction that commits with it, false afterwards. Call it in the transaction that does what the message asks for, and do that only if it is true.
+Waits for a transaction that has just accepted the same message: if that rolls back, this one has it. False is said only when the other''s commit is on disk.
+consumer: what the message is for, at most 128 bytes. message_id: as its sender calls it, such as webhook-id, at most 512 bytes. It is remembered for outbox.inbox_retention, or as set_consumer() says.
+Errors: 22004, 22023 for invalid arguments; 40001 in REPEATABLE READ and SERIALIZABLE if another transaction has accepted it since this one began: retry; 25006 in read-only transactions and on standbys.';
+
+CREATE FUNCTION outbox.accept_many(consumer text, message_ids text[])
+RETURNS text[] LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_accept_many';
+COMMENT ON FUNCTION outbox.accept_many(text, text[]) IS
+'accept() for many messages of a consumer at once. Returns those that are new, in the order of the array; what is twice in it is new once. Takes them in an order of its own, so that two calls cannot deadlock.
+Errors: as accept(); 2202E for an array of several dimensions.';
+
+CREATE FUNCTION outbox._refusals(OUT consumer text, OUT duplicates bigint)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'outbox_refusals';
+COMMENT ON FUNCTION outbox._refusals() IS 'Duplicates refused, by consumer, that maintain() has not yet written to inbox_count';
+
+CREATE FUNCTION outbox.set_consumer(consumer text, retention interval DEFAULT NULL, sender_retry_span interval DEFAULT NULL) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF set_consumer.consumer IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'consumer must not be null', DETAIL = 'Retention is set for a consumer.', HINT = 'Give one; for all others there is outbox.inbox_retention.';
+    ELSIF octet_length(set_consumer.consumer) NOT BETWEEN 1 AND 128 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'invalid consumer', DETAIL = format('It has %s bytes; from 1 to 128 are possible.', octet_length(set_consumer.consumer)),
+            HINT = 'Use the name that accept() is called with.';
+    ELSIF set_consumer.retention NOT BETWEEN interval '1 second' AND interval '3650 days' OR set_consumer.sender_retry_span NOT BETWEEN interval '0' AND interval '3650 days' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'invalid retention or sender_retry_span', DETAIL = 'A retention is from 1 second, a retry span from 0, to 3650 days.',
+            HINT = 'Leave out what is to be as usual.';
+    END IF;
+
+    INSERT INTO outbox.consumer AS c (name, retention, sender_retry_span)
+    VALUES (set_consumer.consumer, justify_hours(make_interval(secs => extract(epoch FROM set_consumer.retention)::float8)), justify_hours(make_interval(secs => extract(epoch FROM set_consumer.sender_retry_span)::float8)))
+    ON CONFLICT (name) DO UPDATE SET retention = EXCLUDED.retention, sender_retry_span = EXCLUDED.sender_retry_span;
+END
+$$;
+COMMENT ON FUNCTION outbox.set_consumer(text, interval, interval) IS
+'Sets for how long the message ids of a consumer are remembered at least (retention; NULL: outbox.inbox_retention), and for how long its senders may repeat a message
+(sender_retry_span; NULL: not known), by themselves or by an operator''s hand: health() warns when that is longer. Errors: 22004, 22023 for invalid arguments.';
+
+CREATE VIEW outbox.inbox_status AS
+WITH held AS (SELECT i.consumer, pg_catalog.count(*) AS held, pg_catalog.min(i.accepted_at) AS oldest_at FROM outbox.inbox AS i GROUP BY i.consumer),
+     name AS (SELECT c.name FROM outbox.consumer AS c UNION SELECT n.consumer FROM outbox.inbox_count AS n UNION SELECT h.consumer FROM held AS h UNION SELECT r.consumer FROM outbox._refusals() AS r)
+SELECT name.name AS consumer,
+       COALESCE(h.held, 0) AS held,
+       COALESCE(h.held, 0) OPERATOR(pg_catalog.+) COALESCE(n.expired, 0) AS accepted,
+       COALESCE(n.duplicates, 0) OPERATOR(pg_catalog.+) COALESCE(r.duplicates, 0) AS duplicates,
+       h.oldest_at,
+       COALESCE(c.retention, pg_catalog.current_setting('outbox.inbox_retention')::pg_catalog.interval) AS retention,
+       c.sender_retry_span
+  FROM name
+  LEFT JOIN held AS h ON h.consumer OPERATOR(pg_catalog.=) name.name
+  LEFT JOIN outbox.inbox_count AS n ON n.consumer OPERATOR(pg_catalog.=) name.name
+  LEFT JOIN outbox.consumer AS c ON c.name OPERATOR(pg_catalog.=) name.name
+  LEFT JOIN outbox._refusals() AS r ON r.consumer OPERATOR(pg_catalog.=) name.name;
+COMMENT ON VIEW outbox.inbox_status IS 'Consumers and what they have accepted. Counts the inbox, so it reads all of it: for people, not for every minute.';
+COMMENT ON COLUMN outbox.inbox_status.consumer IS 'As in accept()';
+COMMENT ON COLUMN outbox.inbox_status.held IS 'Message ids remembered';
+COMMENT ON COLUMN outbox.inbox_status.accepted IS 'Messages accepted so far, also those forgotten since';
+COMMENT ON COLUMN outbox.inbox_status.duplicates IS 'Messages refused because they had been accepted before; a crash loses what was counted since the last maintenance';
+COMMENT ON COLUMN outbox.inbox_status.oldest_at IS 'When the oldest id that is remembered was accepted';
+COMMENT ON COLUMN outbox.inbox_status.retention IS 'For how long ids are remembered at least';
+COMMENT ON COLUMN outbox.inbox_status.sender_retry_span IS 'For how long its senders may repeat a message, as set_consumer() was told';
+
+CREATE FUNCTION outbox._inbox_health(OUT subject text, OUT value numeric, OUT detail text) RETURNS SETOF record LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT string_agg(c.name, ', ' ORDER BY c.name), count(*), 'consumers that forget a message before its senders stop repeating it'
+      FROM outbox.consumer AS c
+     WHERE c.sender_retry_span > COALESCE(c.retention, current_setting('outbox.inbox_retention', true)::interval)
+$$;
+COMMENT ON FUNCTION outbox._inbox_health() IS 'What health() says about consumers';
+
+CREATE FUNCTION outbox.verify_webhook(headers jsonb, body bytea, secret text, tolerance interval DEFAULT '5 min')
+RETURNS boolean LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_verify_webhook';
+COMMENT ON FUNCTION outbox.verify_webhook(jsonb, bytea, text, interval) IS
+'Is this request signed with the secret, and recent? Standard Webhooks 1.0.0, scheme v1: HMAC-SHA256 over webhook-id.webhook-timestamp.body; one of the signatures must be right, those of other versions are ignored.
+headers: the request''s fields, an object of strings (or arrays of strings), names in any case. body: the bytes as they came. secret: base64, as a rule after whsec_. tolerance: how far webhook-timestamp
+may be from now, at most 1 day. False for whatever a stranger could send, never NULL. Errors: 22004 for null arguments, 22023 for a malformed secret, headers that are no object, an invalid tolerance.';
+
+-- ===== idempotency keys ==================================================================================================
+
+CREATE SEQUENCE outbox.idempotency_key_token AS bigint;
+SELECT pg_catalog.pg_extension_config_dump('outbox.idempotency_key_token', '');   -- a restored copy does not give a token twice
+
+CREATE TABLE outbox.idempotency_key (
+    token         bigint      NOT NULL,
+    claimed_at    timestamptz NOT NULL,
+    takeover_at   timestamptz NOT NULL,
+    finished_at   timestamptz,
+    status        integer,
+    scope         text COLLATE "C" NOT NULL,
+    key           text COLLATE "C" NOT NULL,
+    fingerprint   bytea       NOT NULL,
+    response      jsonb,
+    PRIMARY KEY (scope, key)
+) USING heap WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, vacuum_truncate = off);   -- a finished row stays on its page
+SELECT pg_catalog.pg_extension_config_dump('outbox.idempotency_key', '');
+
+COMMENT ON TABLE outbox.idempotency_key IS 'Requests by the key that their client gave them: claimed by begin_request(), finished with a response by finish_request(); granted to nobody';
+COMMENT ON COLUMN outbox.idempotency_key.token IS 'Of the claim, ascending: who took over has a higher one';
+COMMENT ON COLUMN outbox.idempotency_key.claimed_at IS 'When it was claimed, for the last time';
+COMMENT ON COLUMN outbox.idempotency_key.takeover_at IS 'Unless finished, another caller may claim it from then on';
+COMMENT ON COLUMN outbox.idempotency_key.finished_at IS 'When it was finished; NULL: not yet';
+COMMENT ON COLUMN outbox.idempotency_key.status IS 'HTTP status of the response';
+COMMENT ON COLUMN outbox.idempotency_key.scope IS 'Whose key it is: a client known to the server, an endpoint';
+COMMENT ON COLUMN outbox.idempotency_key.key IS 'The client''s name for the request';
+COMMENT ON COLUMN outbox.idempotency_key.fingerprint IS 'Hash of the request: the same key with another one is another request';
+COMMENT ON COLUMN outbox.idempotency_key.response IS 'Body of the response';
+
+CREATE FUNCTION outbox._wait_durable(xid xid) RETURNS void LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_wait_durable';
+COMMENT ON FUNCTION outbox._wait_durable(xid) IS 'Returns when the commit of this transaction, which has committed, is on disk';
+
+CREATE FUNCTION outbox._commit_durably() RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_commit_durably';
+COMMENT ON FUNCTION outbox._commit_durably() IS 'Makes the commit of this transaction synchronous, whatever synchronous_commit says';
+
+CREATE FUNCTION outbox._check_request(scope text, key text) RETURNS void LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF _check_request.scope IS NULL OR _check_request.key IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'scope and key of a request must not be null', DETAIL = 'They are the name of the request.',
+            HINT = 'Without a key there is no idempotency: answer 400 where one is required.';
+    ELSIF char_length(_check_request.scope) NOT BETWEEN 1 AND 255 OR char_length(_check_request.key) NOT BETWEEN 1 AND 255 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'invalid scope or key of a request',
+            DETAIL = format('They have %s and %s characters; from 1 to 255 are possible.', char_length(_check_request.scope), char_length(_check_request.key)),
+            HINT = 'Answer 400: a key is a short random string, such as a UUID.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_request(text, text) IS 'Refuses (22004, 22023) what cannot be scope and key of a request';
+
+CREATE FUNCTION outbox.begin_request(scope text, key text, fingerprint bytea,
+                                     OUT state text, OUT response jsonb, OUT status integer, OUT token bigint, OUT takeover_at timestamptz)
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    lease   CONSTANT interval := current_setting('outbox.request_lease')::interval;
+    by_snapshot CONSTANT boolean := current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
+    found_key record;
+BEGIN
+    PERFORM outbox._check_request(begin_request.scope, begin_request.key);
+    IF begin_request.fingerprint IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'fingerprint of a request must not be null', DETAIL = 'It tells a repetition from another request with the same key.',
+            HINT = 'Use sha256() of what makes up the request.';
+    ELSIF octet_length(begin_request.fingerprint) NOT BETWEEN 1 AND 64 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'invalid fingerprint of a request',
+            DETAIL = format('It has %s bytes; from 1 to 64 are possible.', octet_length(begin_request.fingerprint)), HINT = 'Use sha256() of what makes up the request.';
+    END IF;
+
+    LOOP
+        SELECT k.*, k.xmin AS writer INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope AND k.key = begin_request.key;
+        IF NOT FOUND THEN
+            -- waits for who is inserting it; 40001 if that committed after our snapshot
+            INSERT INTO outbox.idempotency_key AS k (scope, key, fingerprint, token, claimed_at, takeover_at)
+            VALUES (begin_request.scope, begin_request.key, begin_request.fingerprint, nextval('outbox.idempotency_key_token'), clock_timestamp(), clock_timestamp() + lease)
+            ON CONFLICT DO NOTHING RETURNING k.token, k.takeover_at INTO token, takeover_at;
+            state := 'new';
+            EXIT WHEN FOUND;
+            CONTINUE;
+        END IF;
+        IF found_key.finished_at IS NOT NULL AND found_key.fingerprint = begin_request.fingerprint THEN
+            -- whoever repeats the response must not be the only one to remember it
+            PERFORM outbox._wait_durable(found_key.writer);
+            state := 'replay';
+            response := found_key.response;
+            status := found_key.status;
+            RETURN;
+        END IF;
+        IF by_snapshot THEN
+            -- it may have changed since: then this raises 40001
+            PERFORM FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope AND k.key = begin_request.key FOR SHARE;
+        END IF;
+        IF found_key.fingerprint <> begin_request.fingerprint THEN
+            state := 'mismatch';
+            RETURN;
+        ELSIF found_key.takeover_at > clock_timestamp() THEN
+            state := 'in_progress';
+            takeover_at := found_key.takeover_at;
+            RETURN;
+        END IF;
+        -- waits for who is just finishing it, or taking it over, and then finds another token or none
+        UPDATE outbox.idempotency_key AS k SET token = nextval('outbox.idempotency_key_token'), claimed_at = clock_timestamp(), takeover_at = clock_timestamp() + lease
+         WHERE k.scope = begin_request.scope AND k.key = begin_request.key AND k.token = found_key.token AND k.finished_at IS NULL
+        RETURNING k.token, k.takeover_at INTO token, takeover_at;
+        state := 'new';
+        EXIT WHEN FOUND;
+    END LOOP;
+
+    -- a claim that a crash could undo would not keep others away from what its owner does outside of the database
+    PERFORM outbox._commit_durably();
+END
+$$;
+COMMENT ON FUNCTION outbox.begin_request(text, text, bytea) IS
+'Begins a request that its client may repeat, and says what it is (state). new: claimed for this caller, with a token, until takeover_at. in_progress: another caller has it; it may be taken over at takeover_at.
+replay: it was finished, with this response and status, which are on disk. mismatch: the key was used for a request with another fingerprint.
+Either all in one transaction: then a second caller waits for it, and replays. Or claimed in a transaction of its own (which commits synchronously), around calls to others: then the claim is a lease, of
+outbox.request_lease, and after that another caller may take it over; its token is higher, and the former owner cannot finish it any more.
+scope: whose key it is, at most 255 characters. key: at most 255 characters. fingerprint: a hash of the request, at most 64 bytes. Finished requests are kept for outbox.request_retention.
+Errors: 22004, 22023 for invalid arguments; 40001 in REPEATABLE READ and SERIALIZABLE if the request has changed since this transaction began: retry; 25006 in read-only transactions and on standbys.
+Semantics: draft-ietf-httpapi-idempotency-key-header.';
+
+CREATE FUNCTION outbox._refuse_claim(scope text, key text, token bigint) RETURNS void LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found_key outbox.idempotency_key;
+BEGIN
+    SELECT k.* INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = _refuse_claim.scope AND k.key = _refuse_claim.key;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = 'there is no such request', DETAIL = 'It was not begun, was given up by fail_request(), or has expired.',
+            HINT = 'Begin it again with outbox.begin_request().';
+    ELSIF found_key.token IS DISTINCT FROM _refuse_claim.token THEN
+        RAISE object_in_use USING MESSAGE = 'the request was taken over', DETAIL = format('It belongs to the caller with token %s since %s.', found_key.token, found_key.claimed_at),
+            HINT = 'Roll back. Begin it again to learn its outcome, and raise outbox.request_lease if requests take longer.';
+    END IF;
+    RAISE object_not_in_prerequisite_state USING MESSAGE = 'the request is finished already', DETAIL = format('It was finished at %s.', found_key.finished_at),
+        HINT = 'Begin it again to have its response.';
+END
+$$;
+COMMENT ON FUNCTION outbox._refuse_claim(text, text, bigint) IS 'Says why this token does not finish this request: 42704, 55006 or 55000';
+
+CREATE FUNCTION outbox.finish_request(scope text, key text, token bigint, response jsonb, status integer) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    size  integer := octet_length(finish_request.response::text);
+    bound CONSTANT bigint := pg_size_bytes(current_setting('outbox.max_response'));
+BEGIN
+    PERFORM outbox._check_request(finish_request.scope, finish_request.key);
+    IF size > bound THEN
+        RAISE program_limit_exceeded USING MESSAGE = 'response of a request is too large', DETAIL = format('It has %s bytes, of at most %s.', size, bound),
+            HINT = 'Store it elsewhere and a reference to it here, or increase outbox.max_response.';
+    ELSIF finish_request.status IS NULL OR finish_request.status NOT BETWEEN 100 AND 599 THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'invalid status of a request', DETAIL = 'It is the HTTP status of the response, from 100 to 599.', HINT = 'Without HTTP, use 200.';
+    END IF;
+
+    UPDATE outbox.idempotency_key AS k SET finished_at = clock_timestamp(), response = finish_request.response, status = finish_request.status
+     WHERE k.scope = finish_request.scope AND k.key = finish_request.key AND k.token = finish_request.token AND k.finished_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM outbox._refuse_claim(finish_request.scope, finish_request.key, finish_request.token);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.finish_request(text, text, bigint, jsonb, integer) IS
+'Stores the response of a request, for this transaction''s commit: from then on begin_request() replays it. Call it in the transaction of the business writes, so that both are there or neither.
+token: from begin_request(). response: at most outbox.max_response; NULL for none. status: 100 to 599. Works after takeover_at too, as long as nobody has taken it over.
+Errors: 55006 if it was taken over: roll back; 55000 if it is finished already; 42704 if there is no such request; 22004, 22023, 54000 for invalid arguments.';
+
+CREATE FUNCTION outbox.fail_request(scope text, key text, token bigint) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM outbox._check_request(fail_request.scope, fail_request.key);
+    DELETE FROM outbox.idempotency_key AS k
+     WHERE k.scope = fail_request.scope AND k.key = fail_request.key AND k.token = fail_request.token AND k.finished_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM outbox._refuse_claim(fail_request.scope, fail_request.key, fail_request.token);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.fail_request(text, text, bigint) IS
+'Gives a request up: nothing was done, and its key can be used again at once. For outcomes that a repetition is to get too, even errors, use finish_request(). Errors: 55006, 55000, 42704 as finish_request(); 22004, 22023.';
+
 -- ===== health ============================================================================================================
 
 -- How near each subscription is to giving up the oldest full segment that waits for it: the rule of src/delivery/backlog.c.
@@ -2220,7 +2523,8 @@ DECLARE
         'secret_key',           '{"warning": null, "critical": 1}'::jsonb,       -- 1: the file cannot be used
         'secrets_encrypted',    '{"warning": 1,    "critical": null}'::jsonb,    -- secrets that are not, or not with the first key
         'secrets_unreadable',   '{"warning": null, "critical": 1}'::jsonb,       -- secrets
-        'scheduled_overdue',    '{"warning": 1,    "critical": 1000}'::jsonb);   -- events
+        'scheduled_overdue',    '{"warning": 1,    "critical": 1000}'::jsonb,    -- events
+        'inbox_retention',      '{"warning": 1,    "critical": null}'::jsonb);   -- consumers
     given     record;
     seen      record;
     worker    record;
@@ -2357,7 +2661,7 @@ BEGIN
             SELECT 13, 'maintenance_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.maintained_at, worker.started_at, pg_postmaster_start_time())), 1),
                    'seconds since the last round of maintenance',
                    'The worker does it unless outbox.auto_maintain is off: then schedule outbox.maintain().'
-             WHERE blind IS NULL AND (wanted OR EXISTS (SELECT FROM outbox.subscription AS s))
+             WHERE blind IS NULL AND (wanted OR EXISTS (SELECT FROM outbox.subscription AS s) OR EXISTS (SELECT FROM outbox.inbox AS i) OR EXISTS (SELECT FROM outbox.idempotency_key AS k))
             UNION ALL
             SELECT 14, 'secret_key', NULL, COALESCE(key <> '', false)::integer,
                    CASE WHEN key IS NULL THEN 'outbox.secret_key_file is not set' WHEN key = '' THEN 'the file that outbox.secret_key_file names can be used' ELSE key END,
@@ -2377,6 +2681,9 @@ BEGIN
             SELECT 17, 'scheduled_overdue', NULL, (SELECT count(*) FROM (SELECT FROM outbox.scheduled AS s WHERE s.deliver_at < clock_timestamp() - interval '10 s' LIMIT 100000) AS x),
                    'scheduled events that were due more than 10 seconds ago and are not in the log (counting stops at 100,000)',
                    'They are moved by the delivery worker: see armed, and look into the server log.'
+            UNION ALL
+            SELECT 18, 'inbox_retention', i.subject, i.value, i.detail, 'Give them a longer retention with outbox.set_consumer(), or raise outbox.inbox_retention.'
+              FROM outbox._inbox_health() AS i
           ) AS m
          CROSS JOIN LATERAL (SELECT (l.limits ->> 'warning')::numeric AS warning, (l.limits ->> 'critical')::numeric AS critical
                                FROM (SELECT (usual -> m.check_name) || COALESCE(health.thresholds -> m.check_name, '{}') AS limits) AS l) AS t
@@ -2396,7 +2703,7 @@ $$;
 COMMENT ON FUNCTION outbox.health(jsonb) IS
 'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
 Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
-log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, secrets_encrypted (that are not), secrets_unreadable, scheduled_overdue (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
+log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, inbox_retention, secrets_encrypted (that are not), secrets_unreadable, scheduled_overdue (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
 -- ===== pull =============================================================================================================
@@ -2469,6 +2776,15 @@ SET search_path = pg_catalog, pg_temp AS $$
         (1, 'EXECUTE',     'FUNCTION outbox.ack'),
         (1, 'EXECUTE',     'FUNCTION outbox.nack'),
         (1, 'EXECUTE',     'FUNCTION outbox.extend'),
+        (1, 'EXECUTE',     'FUNCTION outbox.accept'),
+        (1, 'EXECUTE',     'FUNCTION outbox.accept_many'),
+        (1, 'EXECUTE',     'FUNCTION outbox.set_consumer'),
+        (1, 'EXECUTE',     'FUNCTION outbox.verify_webhook'),
+        (1, 'SELECT',      'TABLE outbox.inbox_status'),
+        (1, 'EXECUTE',     'FUNCTION outbox._refusals'),
+        (1, 'EXECUTE',     'FUNCTION outbox.begin_request'),
+        (1, 'EXECUTE',     'FUNCTION outbox.finish_request'),
+        (1, 'EXECUTE',     'FUNCTION outbox.fail_request'),
         (2, 'EXECUTE',     'FUNCTION outbox.trace'),
         (2, 'EXECUTE',     'FUNCTION outbox.subscribe'),
         (2, 'EXECUTE',     'FUNCTION outbox.alter_subscription'),
@@ -2526,7 +2842,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.grant_role(regrole, text) IS
-'Gives a role the rights of a kind. publisher: records events, captures tables it owns, and sees nothing. consumer: pulls, and reads the status views and event_status(). manager: also subscribes, on the public network.
+'Gives a role the rights of a kind. publisher: records events, captures tables it owns, and sees nothing. consumer: pulls, accepts messages, uses idempotency keys, and reads the status views and event_status(). manager: also subscribes, on the public network.
 operator: also start, stop, maintenance, health, redrive, discard, the network option private, and reads events. Only superusers may call this. Errors: 22023 for an unknown kind.';
 
 CREATE FUNCTION outbox.revoke_role(role regrole, kind text) RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER

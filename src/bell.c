@@ -9,7 +9,7 @@
  * The callback runs after the commit is on disk, where an error is a PANIC: it allocates nothing, calls nothing that raises, and only takes
  * light-weight locks.
  *
- * Locks are taken in this order: bell, lanes, slot; the launcher's lock is taken alone.  A slot's `database` changes only under the bell's and the
+ * Locks are taken in this order: key, bell, lanes, slot; the launcher's lock is taken alone.  A slot's `database` changes only under the bell's and the
  * slot's lock, both exclusive.
  */
 #include "postgres.h"
@@ -26,10 +26,13 @@
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
 
+#define KEY_LOCKS 128
+
 typedef struct Bell
 {
 	LWLock		lock;			/* which database has which slot */
 	LWLock		lanes_lock;		/* the hash table of lanes */
+	LWLockPadded key_locks[KEY_LOCKS];
 	OutboxLauncher launcher;
 	int			n;
 	OutboxDatabase slots[FLEXIBLE_ARRAY_MEMBER];
@@ -94,6 +97,11 @@ initialize_slot(OutboxDatabase *slot, int tranche)
 	pg_atomic_init_u32(&slot->worker, OUTBOX_NO_PROC);
 	pg_atomic_init_u32(&slot->prepared, 0);
 	ConditionVariableInit(&slot->worker_gone);
+	for (int i = 0; i < OUTBOX_REFUSALS; i++)
+	{
+		pg_atomic_init_u64(&slot->refusals[i].consumer, 0);
+		pg_atomic_init_u64(&slot->refusals[i].count, 0);
+	}
 }
 
 static void
@@ -103,6 +111,8 @@ initialize_bell(int tranche)
 	LWLockInitialize(&bell->lock, tranche);
 	LWLockInitialize(&bell->lanes_lock, tranche);
 	LWLockInitialize(&bell->launcher.lock, tranche);
+	for (int i = 0; i < KEY_LOCKS; i++)
+		LWLockInitialize(&bell->key_locks[i].lock, tranche);
 	pg_atomic_init_u32(&bell->launcher.proc, OUTBOX_NO_PROC);
 	pg_atomic_init_u64(&bell->launcher.told, 0);
 	pg_atomic_init_u64(&bell->launcher.listed, 0);
@@ -211,6 +221,16 @@ reset_log(OutboxDatabase *slot)
 	slot->rotated_at = 0;
 }
 
+static void
+reset_refusals(OutboxDatabase *slot)
+{
+	for (int i = 0; i < OUTBOX_REFUSALS; i++)
+	{
+		pg_atomic_write_u64(&slot->refusals[i].consumer, 0);
+		pg_atomic_write_u64(&slot->refusals[i].count, 0);
+	}
+}
+
 /* The caller holds the bell's lock; extension InvalidOid: not known yet. */
 static void
 occupy_slot(OutboxDatabase *slot, Oid database, Oid extension)
@@ -228,6 +248,7 @@ occupy_slot(OutboxDatabase *slot, Oid database, Oid extension)
 		memset(&slot->status, 0, sizeof(slot->status));
 	}
 	reset_log(slot);
+	reset_refusals(slot);
 	slot->extension = extension;
 	slot->database = database;
 	LWLockRelease(&slot->lock);
@@ -322,6 +343,12 @@ outbox_bell_database(Oid extension)
 				errmsg("outbox cannot be used in more than %d databases", bell->n),
 				errhint("Increase outbox.max_databases and restart the server."));
 	return mine;
+}
+
+LWLock *
+outbox_bell_key_lock(uint64 hash)
+{
+	return &bell->key_locks[hash % KEY_LOCKS].lock;
 }
 
 /* ---- ringing ---- */

@@ -43,6 +43,18 @@ typedef struct OutboxSegmentState
 	uint64		seal_tick;		/* the first tick that surely began after the sealing: the last to read it */
 } OutboxSegmentState;
 
+/* Consumers whose duplicates are counted, per database. */
+#define OUTBOX_REFUSALS 128
+#define OUTBOX_MAX_CONSUMER 128	/* bytes of a consumer's name */
+
+/* Duplicates that accept() refused a consumer since they were last written down. */
+typedef struct OutboxRefusals
+{
+	pg_atomic_uint64 consumer;	/* hash of the name; 0: free.  Set last, under the slot's lock */
+	pg_atomic_uint64 count;
+	char		name[OUTBOX_MAX_CONSUMER + 1];
+} OutboxRefusals;
+
 /* What the worker says about itself, for views and health(). */
 typedef struct OutboxWorkerStatus
 {
@@ -72,6 +84,10 @@ typedef struct OutboxDatabase
 	OutboxSegmentState segments[OUTBOX_SEGMENTS];
 	TimestampTz rotated_at;
 	pg_atomic_uint64 due;		/* TimestampTz: no scheduled event that its producer told of is due earlier; DT_NOEND: none */
+
+	/* the receiving side */
+	OutboxRefusals refusals[OUTBOX_REFUSALS];
+	uint32		expiry_hands[2];	/* expiry.c: the block to look at next; whoever holds the ring's lock changes them */
 
 	/* the bell */
 	pg_atomic_uint32 rung;		/* OUTBOX_RING_* since the worker last looked */
@@ -132,6 +148,12 @@ extern PGDLLEXPORT OutboxDatabase *outbox_bell_database(Oid extension);
 /* The slot by number, for launcher and workers; NULL past the end.  And how many there are. */
 extern PGDLLEXPORT OutboxDatabase *outbox_bell_slot(int number);
 extern PGDLLEXPORT int outbox_bell_slots(void);
+
+/*
+ * A lock for a key with this hash, of any kind, in any database; others may share it.  Held only for a look into an index and an insertion: never while
+ * waiting for another transaction, never two at a time.
+ */
+extern LWLock *outbox_bell_key_lock(uint64 hash);
 
 /* ---- ringing ---- */
 

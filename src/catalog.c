@@ -1,5 +1,5 @@
 /*
- * The catalog: the extension's OID, schema, epoch and segments, remembered per backend until one of them changes.
+ * The catalog: the extension's OID, schema, epoch, segments and inbox, remembered per backend until one of them changes.
  *
  * Everything is found by way of the extension and belongs to it: a schema or a table that only has the right name is never taken for ours.
  */
@@ -28,7 +28,7 @@ static uint64 invalidations = 0;	/* of one of ours; while nothing is remembered,
 static void
 forget_catalog(Datum arg, Oid relation)
 {
-	bool		ours = !catalog_valid || !OidIsValid(relation);
+	bool		ours = !catalog_valid || !OidIsValid(relation) || relation == catalog.inbox;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS && !ours; i++)
 		ours = catalog.segments[i] == relation;
@@ -61,22 +61,30 @@ find_extension(OutboxCatalog *found)
 	return HeapTupleIsValid(tuple);
 }
 
-/* The segments, each of which must be a table of the extension and not somebody's table of that name. */
+/* A table of the extension, and not somebody's table of that name; else InvalidOid. */
+static Oid
+find_table(const OutboxCatalog *found, const char *name)
+{
+	Oid			table = get_relname_relid(name, found->schema);
+
+	return OidIsValid(table) && get_rel_relkind(table) == RELKIND_RELATION &&
+		getExtensionOfObject(RelationRelationId, table) == found->extension ? table : InvalidOid;
+}
+
 static bool
-find_segments(OutboxCatalog *found)
+find_tables(OutboxCatalog *found)
 {
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		char		name[NAMEDATALEN];
 
 		snprintf(name, sizeof(name), "event_%d", i);
-		found->segments[i] = get_relname_relid(name, found->schema);
-		if (!OidIsValid(found->segments[i]) ||
-			get_rel_relkind(found->segments[i]) != RELKIND_RELATION ||
-			getExtensionOfObject(RelationRelationId, found->segments[i]) != found->extension)
+		found->segments[i] = find_table(found, name);
+		if (!OidIsValid(found->segments[i]))
 			return false;
 	}
-	return true;
+	found->inbox = find_table(found, "inbox");
+	return OidIsValid(found->inbox);
 }
 
 /* Calls outbox.epoch(). */
@@ -114,7 +122,7 @@ outbox_catalog(void)
 
 	/* What is missing is not remembered: nothing would say when it comes. */
 	before = invalidations;
-	if (!find_extension(&found) || !find_segments(&found) || !find_epoch(&found))
+	if (!find_extension(&found) || !find_tables(&found) || !find_epoch(&found))
 		return NULL;
 	catalog = found;
 	catalog_valid = invalidations == before;	/* else it is good for this once */

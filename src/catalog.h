@@ -13,6 +13,7 @@ typedef struct OutboxCatalog
 	Oid			schema;
 	int64		epoch;			/* outbox.epoch() */
 	Oid			segments[OUTBOX_SEGMENTS];
+	Oid			inbox;			/* outbox.inbox */
 } OutboxCatalog;
 
 /* The extension of this database, or NULL when there is none (or only a part of it). */

@@ -92,6 +92,22 @@
 #define OutboxIndexBeginScan(heap, index, snapshot, nkeys) index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
 #endif
 
+/* base64 works on bytes instead of characters since 18 */
+#if PG_VERSION_NUM < 180000
+#define OutboxBase64Encode(bytes, size, text, room) pg_b64_encode((const char *) (bytes), (size), (text), (room))
+#define OutboxBase64Decode(text, size, bytes, room) pg_b64_decode((text), (size), (char *) (bytes), (room))
+#else
+#define OutboxBase64Encode(bytes, size, text, room) pg_b64_encode((bytes), (size), (text), (room))
+#define OutboxBase64Decode(text, size, bytes, room) pg_b64_decode((text), (size), (bytes), (room))
+#endif
+
+/* the variables of transam were renamed in 17 */
+#if PG_VERSION_NUM < 170000
+#define OutboxOldestClogXid() (ShmemVariableCache->oldestClogXid)
+#else
+#define OutboxOldestClogXid() (TransamVariables->oldestClogXid)
+#endif
+
 /* since 19 the server itself ends such workers for commands that need a database to itself */
 #if PG_VERSION_NUM < 190000
 #define BGWORKER_INTERRUPTIBLE 0

@@ -26,6 +26,7 @@
 #include "event_id.h"
 #include "event_log.h"
 #include "executor/spi.h"
+#include "expiry.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -844,6 +845,17 @@ refuse_unfit_transaction(void)
 				 errhint("Call it as a statement of its own.")));
 }
 
+/* What the receiving side remembers. */
+static void
+expire(Round *round, OutboxExpiring what, const char *detail)
+{
+	bool		more;
+	uint64		deleted = outbox_expiry_round(round->database, what, round->now, round->budget, &more);
+
+	if (deleted > 0)
+		report(round, "expired", -1, deleted, detail)->more = more;
+}
+
 static void
 run_round(Round *round)
 {
@@ -871,8 +883,11 @@ run_round(Round *round)
 		if (readable)
 			expire_rows(round, expire_moved, 0, "records of scheduled events that are no longer in the log");
 		expire_rows(round, expire_cancelled, outbox_event_retention, "records of scheduled events that were cancelled");
+		outbox_expiry_write_refusals(round->database);
 	}
 	expire_rows(round, expire_dedup, outbox_dedup_window, "keys past outbox.dedup_window");
+	expire(round, OUTBOX_EXPIRING_MESSAGES, "message ids past their retention");
+	expire(round, OUTBOX_EXPIRING_REQUESTS, "idempotency keys past outbox.request_retention");
 
 	for (int i = 0; i < ATTEMPT_PARTS; i++)
 		if (i != outbox_ring_attempt_part(round->now))

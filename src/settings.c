@@ -26,6 +26,10 @@ PGDLLEXPORT int outbox_segment_size = 1024 * 1024;
 PGDLLEXPORT int outbox_segment_age = 0;
 PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
 PGDLLEXPORT int outbox_max_in_flight = 512;
+PGDLLEXPORT int outbox_inbox_retention = 7 * SECS_PER_DAY;
+PGDLLEXPORT int outbox_request_retention = SECS_PER_DAY;
+PGDLLEXPORT int outbox_request_lease = 60;
+PGDLLEXPORT int outbox_max_response = 1024;
 PGDLLEXPORT char *outbox_source = NULL;
 PGDLLEXPORT char *outbox_secret_key_file = NULL;
 PGDLLEXPORT char *outbox_traceparent = NULL;
@@ -140,6 +144,31 @@ define_retention(void)
 }
 
 static void
+define_receiving(void)
+{
+	DefineCustomIntVariable("outbox.inbox_retention",
+							"Time that accepted message ids are remembered at least.",
+							"A consumer can have its own, by outbox.set_consumer().",
+							&outbox_inbox_retention, 7 * SECS_PER_DAY, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.request_retention",
+							"Time that idempotency keys are kept after their requests were finished, or their leases ended.",
+							NULL,
+							&outbox_request_retention, SECS_PER_DAY, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.request_lease",
+							"Time that outbox.begin_request() gives its caller before another one may take the request over.",
+							NULL,
+							&outbox_request_lease, 60, 1, SECS_PER_DAY,
+							PGC_USERSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_response",
+							"Largest response that outbox.finish_request() stores.",
+							NULL,
+							&outbox_max_response, 1024, 1, 256 * 1024,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+}
+
+static void
 define_traffic(void)
 {
 	DefineCustomIntVariable("outbox.max_payload",
@@ -194,6 +223,7 @@ outbox_settings_define(void)
 {
 	define_switches();
 	define_retention();
+	define_receiving();
 	define_traffic();
 	define_secrets();
 	define_shared_memory();

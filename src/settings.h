@@ -28,6 +28,10 @@ extern PGDLLIMPORT int outbox_segment_size; /* SIGHUP, kB, 1 GB: rotate when the
 extern PGDLLIMPORT int outbox_segment_age;	/* SIGHUP, s, 0: rotate when it is older; 0: event_retention / 12 */
 extern PGDLLIMPORT int outbox_attempt_log;	/* SIGHUP, enum OutboxAttemptLog: all | failures | none */
 extern PGDLLIMPORT int outbox_max_in_flight;	/* SIGHUP, 512: requests at a time, all subscriptions of a database together */
+extern PGDLLIMPORT int outbox_inbox_retention;	/* SIGHUP, s, 7 d */
+extern PGDLLIMPORT int outbox_request_retention;	/* SIGHUP, s, 24 h */
+extern PGDLLIMPORT int outbox_request_lease;	/* USERSET, s, 1 min */
+extern PGDLLIMPORT int outbox_max_response; /* SIGHUP, kB, 1 MB */
 extern PGDLLIMPORT char *outbox_source; /* SIGHUP, '': CloudEvents source; empty: urn:outbox:<database name, percent-encoded> */
 extern PGDLLIMPORT char *outbox_secret_key_file; /* SIGHUP, superusers only, '': keys for secrets at rest; empty: they are stored as they are */
 extern PGDLLIMPORT char *outbox_traceparent;	/* USERSET, '': W3C trace context of the events this session enqueues */

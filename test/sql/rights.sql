@@ -76,6 +76,24 @@ SELECT command, refusal(command) FROM unnest(ARRAY[
     'CREATE TABLE outbox.t ()']) AS command;
 RESET ROLE;
 
+\echo -- a consumer accepts messages and uses idempotency keys, and sees neither
+SET ROLE regress_outbox_consumer;
+SELECT outbox.accept('c', 'm'), outbox.accept('c', 'm'), outbox.accept_many('c', '{m,n}'), outbox.set_consumer('c', '1 day');
+SELECT consumer, held, accepted, duplicates >= 2 FROM outbox.inbox_status WHERE consumer = 'c';
+SELECT outbox.verify_webhook('{}', 'x', 'whsec_AAAA');
+SELECT token AS token FROM outbox.begin_request('s', 'k', 'f') \gset
+SELECT outbox.fail_request('s', 'k', :token);
+SELECT token AS token FROM outbox.begin_request('s', 'k', 'f') \gset
+SELECT outbox.finish_request('s', 'k', :token, '1', 200);
+SELECT state, response FROM outbox.begin_request('s', 'k', 'f');
+SELECT command, refusal(command) FROM unnest(ARRAY[
+    'SELECT FROM outbox.inbox', 'INSERT INTO outbox.inbox VALUES (now(), ''x'', ''c'')', 'DELETE FROM outbox.inbox', 'SELECT FROM outbox.consumer', 'SELECT FROM outbox.inbox_count',
+    'SELECT FROM outbox.idempotency_key', 'SELECT nextval(''outbox.idempotency_key_token'')', 'SELECT outbox._wait_durable(''3'')', 'SELECT outbox._commit_durably()', 'SELECT outbox.maintain()']) AS command;
+RESET ROLE;
+DELETE FROM outbox.inbox;
+DELETE FROM outbox.consumer;
+DELETE FROM outbox.idempotency_key;
+
 \echo -- a manager manages public subscriptions
 SET ROLE regress_outbox_manager;
 SELECT outbox.subscribe('public', 'https://example.com/secret-path') IS NOT NULL;

@@ -30,7 +30,7 @@ subscribe($node, 'fine', $receiver->url('/ok?fine'), types => [ 'fine', 'large' 
 wait_status($node, enqueue($node, 'fine', 1), 'fine', 'delivered');
 wait_for(sub { sql(q{SELECT count(*) FROM outbox.health() WHERE status <> 'ok'}) eq '0' }, 'health');
 is(sql(q{SELECT string_agg(check_name || ' ' || status, ', ') FROM outbox.health() WHERE status <> 'ok'}), '', 'nothing is wrong');
-is(sql('SELECT count(*) FROM outbox.health()'), '19', 'in nineteen checks');
+is(sql('SELECT count(*) FROM outbox.health()'), '20', 'in twenty checks');
 
 # tick_age: a worker that hangs
 my $worker = worker_pid($node);
