@@ -1265,15 +1265,12 @@ END
 $$;
 COMMENT ON FUNCTION outbox._store_signing_secret(integer, bytea) IS 'Stores a signing secret; returns it as text, to be shown once';
 
-CREATE FUNCTION outbox._set_headers(subscription_id integer, headers jsonb) RETURNS void LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    DELETE FROM outbox.secret AS k WHERE k.subscription_id = _set_headers.subscription_id AND k.kind = 'headers';
-    PERFORM outbox._store_secret(_set_headers.subscription_id, 'headers', h.lines, h.names)
-       FROM outbox._header_lines(COALESCE(_set_headers.headers, '{}')) AS h WHERE cardinality(h.names) > 0;
-END
-$$;
-COMMENT ON FUNCTION outbox._set_headers(integer, jsonb) IS 'Replaces the static headers of a subscription; NULL or an empty object: it has none. Errors: as _header_lines() and _store_secret()';
+CREATE FUNCTION outbox._store_headers(subscription_id integer, headers jsonb) RETURNS void LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT outbox._store_secret(subscription_id, 'headers', h.lines, h.names) FROM outbox._header_lines(headers) AS h WHERE cardinality(h.names) > 0;
+END;
+COMMENT ON FUNCTION outbox._store_headers(integer, jsonb) IS 'The static headers of a subscription that has none; NULL or an empty object: it still has none. Errors: as _header_lines() and _store_secret()';
 
 CREATE FUNCTION outbox._subscribe(given record, operator boolean) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
@@ -1334,7 +1331,7 @@ BEGIN
     IF s.kind = 'pull' THEN
         RETURN NULL;
     END IF;
-    PERFORM outbox._set_headers(s.id, options->'headers');
+    PERFORM outbox._store_headers(s.id, options->'headers');
     RETURN outbox._store_signing_secret(s.id, key);
 END
 $$;
@@ -1425,7 +1422,8 @@ BEGIN
       FROM pg_attribute AS a WHERE a.attrelid = 'outbox.subscription'::regclass AND (a.attname = 'url' OR outbox._is_option(a.attname));
     EXECUTE 'UPDATE outbox.subscription AS t SET ' || changed || ' WHERE t.id = ($1).id' USING s;
     IF options ? 'headers' OR options->'reset' ? 'headers' THEN
-        PERFORM outbox._set_headers(s.id, options->'headers');
+        DELETE FROM outbox.secret AS k WHERE k.subscription_id = s.id AND k.kind = 'headers';
+        PERFORM outbox._store_headers(s.id, options->'headers');
     END IF;
 END
 $$;
