@@ -545,7 +545,10 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 	double		dice = pg_prng_double(&pg_global_prng_state);
 	bool		splits;
 
-	lane->failures = exchange->outcome == OUTBOX_DELIVERED ? 0 : lane->failures + 1;
+	if (exchange->outcome == OUTBOX_DELIVERED)
+		lane->failures = 0;
+	else if (n > 1 || items[0]->attempts == 0)
+		lane->failures++;		/* one that fails again and again says nothing about the others */
 	splits = outbox_batch_splits(items, n, exchange, now, dice);
 	end_request(items, n);
 	if (lane->dropped)

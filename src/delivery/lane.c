@@ -120,15 +120,15 @@ outbox_lane_may_send(const OutboxLane *lane)
 	return lane->subscription->active && !lane->subscription->unreadable && !lane->disabled && !lane->dropped;
 }
 
-/* Requests' places that are taken. What is fetched for a batch needs one for all. */
+/* Requests' places that are taken, fetched events' too. For a batch many are fetched at a time, but then no more before those are in memory. */
 static int
 places_taken(const OutboxLane *lane)
 {
-	int			fetching = lane->fetching;
+	const OutboxSubscription *subscription = lane->subscription;
 
-	if (lane->subscription->format == OUTBOX_FORMAT_BATCH)
-		fetching /= Min(lane->subscription->batch_size, FETCH_FOR_BATCH);
-	return lane->requests + fetching;
+	if (subscription->format != OUTBOX_FORMAT_BATCH)
+		return lane->requests + lane->fetching;
+	return lane->fetching < Min(subscription->batch_size, FETCH_FOR_BATCH) ? lane->requests : subscription->max_in_flight;
 }
 
 static bool

@@ -86,7 +86,7 @@ struct OutboxLane
 	int			in_flight;		/* items … */
 	Size		flying_bytes;
 	int			requests;		/* … and the requests they are in */
-	int			failures;		/* requests that failed since one was delivered */
+	int			failures;		/* requests that failed since one was delivered, retries of single events aside */
 	int			fetching;
 	dlist_head	outstanding;
 	dlist_head	ready;

@@ -28,6 +28,7 @@
 
 #define SEND_AT_ONCE 256		/* requests started before the loop looks at the network again */
 #define NETWORK_BUDGET_US 20000
+#define WORK_BUDGET_US 10000	/* for outcomes, and again for new requests: large batches take their time */
 
 typedef struct OutboxRequest
 {
@@ -257,23 +258,34 @@ send_item(OutboxItem *item, TimestampTz now)
 		outbox_http_start(http, request->exchange);
 }
 
+static bool
+is_used_up(TimestampTz begin_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return now < begin_at || now - begin_at > WORK_BUDGET_US;
+}
+
 /* Network events, outcomes, and new requests in the places that became free. True: nothing happened. */
 bool
 outbox_sender_step(TimestampTz now)
 {
 	OutboxExchange *exchange;
 	OutboxItem *item;
+	TimestampTz begin_at;
 	int			started = 0;
 	int			ended = 0;
 
 	outbox_http_work(http, NETWORK_BUDGET_US);
-	while ((exchange = outbox_http_finished(http)) != NULL)
+	begin_at = GetCurrentTimestamp();
+	while ((ended == 0 || !is_used_up(begin_at)) && (exchange = outbox_http_finished(http)) != NULL)
 	{
 		end_request(exchange->owner);
 		ended++;
 	}
 	outbox_item_due(now);
-	while (started < SEND_AT_ONCE && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
+	begin_at = GetCurrentTimestamp();
+	while (started < SEND_AT_ONCE && (started == 0 || !is_used_up(begin_at)) && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
 	{
 		send_item(item, now);
 		started++;
