@@ -386,6 +386,7 @@ CREATE TABLE outbox.delivery (
     reason           text,                   -- dead: why it was given up
     ended_at         timestamptz,            -- dead, discarded: when
     log_id           uuid,                   -- of a scheduled event: event.id
+    replay           bigint,                 -- the replay that made it; NULL: none
     PRIMARY KEY (subscription_id, event_id)
 );
 CREATE INDEX delivery_event_id_idx ON outbox.delivery (event_id);
@@ -407,6 +408,7 @@ COMMENT ON COLUMN outbox.delivery.last_error IS 'How the last attempt failed';
 COMMENT ON COLUMN outbox.delivery.reason IS 'dead: why it was given up';
 COMMENT ON COLUMN outbox.delivery.ended_at IS 'dead, discarded: when';
 COMMENT ON COLUMN outbox.delivery.log_id IS 'Of an event that was scheduled: its place in the log, event.id; NULL: event_id';
+COMMENT ON COLUMN outbox.delivery.replay IS 'The replay on whose behalf it is, or was last redriven; NULL: none';
 
 -- The attempt log: one row per HTTP exchange (and event in it), append-only, a ring emptied by TRUNCATE.
 CREATE TABLE outbox.attempt_log (
@@ -418,7 +420,8 @@ CREATE TABLE outbox.attempt_log (
     status_code      smallint,               -- NULL: no answer
     outcome          smallint    NOT NULL,   -- OutboxOutcome of verdict.h
     error            text,
-    response         bytea                   -- the first bytes of the answer's body
+    response         bytea,                  -- the first bytes of the answer's body
+    replay           boolean     NOT NULL DEFAULT false
 ) USING heap WITH (autovacuum_enabled = off);
 
 DO $make_attempts$
@@ -441,6 +444,7 @@ COMMENT ON COLUMN outbox.attempt_log.status_code IS 'HTTP status; NULL without a
 COMMENT ON COLUMN outbox.attempt_log.outcome IS 'OutboxOutcome of src/delivery/verdict.h: 0 is delivered';
 COMMENT ON COLUMN outbox.attempt_log.error IS 'What went wrong';
 COMMENT ON COLUMN outbox.attempt_log.response IS 'The first bytes of the answer''s body';
+COMMENT ON COLUMN outbox.attempt_log.replay IS 'On behalf of replay()';
 DO $describe_attempts$
 BEGIN
     FOR part IN 0 .. 3 LOOP
@@ -462,11 +466,11 @@ CREATE TABLE outbox.operation (
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation_id_seq', '');
 
-COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe, rotate_secret';
+COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe, rotate_secret, replay';
 COMMENT ON COLUMN outbox.operation.id IS 'Number';
 COMMENT ON COLUMN outbox.operation.at IS 'When: the beginning of its transaction';
 COMMENT ON COLUMN outbox.operation.role IS 'Who: the role it was done as';
-COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard, unsubscribe or rotate_secret';
+COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard, unsubscribe, rotate_secret, replay and how it ended (replay_done, replay_expired), or cancel_replay';
 COMMENT ON COLUMN outbox.operation.subscription IS 'The subscription, if one was named';
 COMMENT ON COLUMN outbox.operation.selector IS 'The arguments that were given';
 COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned';
@@ -509,6 +513,43 @@ COMMENT ON COLUMN outbox.gap.base IS 'What this snapshot sees was done before; N
 COMMENT ON COLUMN outbox.gap.upper IS 'What this snapshot sees was done before, up to after';
 COMMENT ON COLUMN outbox.gap.after IS 'See upper';
 COMMENT ON COLUMN outbox.gap.until IS 'What this snapshot sees was given up, up to to_id; NULL: everything';
+
+-- Ranges of the log that subscriptions are to get once more; src/delivery/replay.c goes through them. A row that is at its end is deleted, and operation says so.
+CREATE TABLE outbox.replay (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    subscription     text        NOT NULL,
+    role             text        NOT NULL,
+    created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    since            timestamptz NOT NULL,
+    until_time       timestamptz NOT NULL,
+    types            text[],
+    events           bigint      NOT NULL,
+    replayed         bigint      NOT NULL DEFAULT 0,
+    subscription_id  integer     NOT NULL,
+    place            uuid        NOT NULL,
+    until            uuid        NOT NULL,
+    taken            boolean     NOT NULL DEFAULT false,
+    base             pg_snapshot,
+    upper            pg_snapshot,
+    after            uuid
+);
+COMMENT ON TABLE outbox.replay IS 'Replays that are under way, see replay(). Those of a subscription go one after the other. Of this server: a dump does not contain them';
+COMMENT ON COLUMN outbox.replay.id IS 'Number';
+COMMENT ON COLUMN outbox.replay.subscription IS 'Who gets events once more';
+COMMENT ON COLUMN outbox.replay.role IS 'Who asked for it';
+COMMENT ON COLUMN outbox.replay.created_at IS 'When: the beginning of its transaction';
+COMMENT ON COLUMN outbox.replay.since IS 'Events recorded from here on';
+COMMENT ON COLUMN outbox.replay.until_time IS 'Events recorded before this';
+COMMENT ON COLUMN outbox.replay.types IS 'Only of these types; NULL: all that the subscription wants';
+COMMENT ON COLUMN outbox.replay.events IS 'How many there were in the log, as replay() said';
+COMMENT ON COLUMN outbox.replay.replayed IS 'How many have been handed to the subscription so far';
+COMMENT ON COLUMN outbox.replay.subscription_id IS 'The subscription';
+COMMENT ON COLUMN outbox.replay.place IS 'All events up to this id have been looked at';
+COMMENT ON COLUMN outbox.replay.until IS 'Ids from here on are not part of it';
+COMMENT ON COLUMN outbox.replay.taken IS 'The worker has taken it up: what the cursor had passed then is replayed';
+COMMENT ON COLUMN outbox.replay.base IS 'That cursor: what this snapshot sees had been passed';
+COMMENT ON COLUMN outbox.replay.upper IS 'That cursor: and of what this snapshot sees';
+COMMENT ON COLUMN outbox.replay.after IS 'That cursor: all up to this id';
 
 -- When no delivery worker ran: an event does not age for the backlog bound meanwhile.
 CREATE TABLE outbox.outage (
@@ -716,10 +757,12 @@ $guard_events$;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.subscription       FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.subscription_match FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.secret             FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.replay             FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.delivery           FOR EACH STATEMENT EXECUTE FUNCTION outbox._changed();
 ALTER TABLE outbox.subscription       ENABLE ALWAYS TRIGGER changed;   -- also in a session with session_replication_role = replica
 ALTER TABLE outbox.subscription_match ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE outbox.secret             ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE outbox.replay             ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE outbox.delivery           ENABLE ALWAYS TRIGGER changed;
 
 -- ===== capturing =========================================================================================================
@@ -1456,6 +1499,7 @@ BEGIN
     s := outbox._subscription(_unsubscribe.name, operator);
     DELETE FROM outbox.secret AS t WHERE t.subscription_id = s.id;
     DELETE FROM outbox.subscription_match AS t WHERE t.subscription_id = s.id;
+    DELETE FROM outbox.replay AS t WHERE t.subscription_id = s.id;
     WITH gone AS (DELETE FROM outbox.delivery AS t WHERE t.subscription_id = s.id RETURNING t.status)
     SELECT count(*) INTO undelivered FROM gone WHERE gone.status <> 'discarded';
     DELETE FROM outbox.subscription AS t WHERE t.id = s.id;
@@ -1563,6 +1607,80 @@ COMMENT ON FUNCTION outbox._ping(text, boolean) IS 'What ping() does, once it is
 
 CREATE FUNCTION outbox.ping(name text) RETURNS uuid LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
 COMMENT ON FUNCTION outbox.ping(text) IS 'Sends an event of type outbox.ping to this subscription alone, to try it out. Returns its id, for event_status() and trace(). Errors: 42704 for an unknown name.';
+
+CREATE FUNCTION outbox._replay(subscription text, since timestamptz, until timestamptz, types text[], operator boolean) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    s        outbox.subscription := outbox._subscription(_replay.subscription, operator);
+    here     record;
+    first_id uuid;
+    end_id   uuid;
+    found    bigint;
+BEGIN
+    IF _replay.since IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'since must not be null', DETAIL = 'It says from when on events are replayed.', HINT = 'Use -infinity for all that is still in the log.';
+    ELSIF _replay.until <= _replay.since THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'until must be later than since', DETAIL = format('The range is from %s to %s.', _replay.since, _replay.until),
+            HINT = 'Events recorded from since on and before until are replayed; leave until out for all up to now.';
+    END IF;
+    IF _replay.types IS NOT NULL THEN
+        PERFORM outbox._check_types(_replay.types);
+    END IF;
+
+    -- from here to commit no segment is emptied, and then the row below holds what it needs
+    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+    here := outbox._position_now();
+    first_id := outbox._lowest_id(outbox._clock_at(_replay.since));
+    end_id := outbox._lowest_id(LEAST(outbox._clock_at(_replay.until), here.clock + 1));
+    SELECT count(*) INTO found
+      FROM outbox.event AS e
+     WHERE e.id >= first_id AND e.id < end_id AND e.epoch = outbox.epoch() AND e.type <> 'outbox.ping'
+       AND (s.tenant IS NULL OR e.tenant = s.tenant)
+       AND outbox._type_matches(s.types, e.type) AND (_replay.types IS NULL OR outbox._type_matches(_replay.types, e.type));
+
+    IF found > 0 THEN
+        INSERT INTO outbox.replay (subscription, role, since, until_time, types, events, subscription_id, place, until)
+        VALUES (s.name, pg_get_userbyid(outbox._acting_role()), _replay.since, COALESCE(_replay.until, clock_timestamp()), _replay.types, found, s.id, first_id, end_id);
+    END IF;
+    INSERT INTO outbox.operation (role, action, subscription, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'replay', s.name, outbox._selector(s.name, NULL, NULL, _replay.types, NULL, _replay.since, _replay.until, NULL), found);
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION outbox._replay(text, timestamptz, timestamptz, text[], boolean) IS 'What replay() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.replay(subscription text, since timestamptz, until timestamptz DEFAULT NULL, types text[] DEFAULT NULL) RETURNS bigint LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'outbox_manage';
+COMMENT ON FUNCTION outbox.replay(text, timestamptz, timestamptz, text[]) IS
+'Delivers events that are still in the log to one subscription once more: those recorded from since on and before until (NULL: now), of these types (patterns; NULL: all) and for the subscription by its
+types, tenant and filter of today, whatever it did with them when they were new; so also what it gave up in a gap, and what was recorded before it began. A dead letter is redriven; what waits for a retry, or was
+discarded, or is still ahead of the subscription, is left alone. Same webhook-id, same body, and the field "webhook-replay: true".
+Returns how many events of the range are in the log and match types and tenant. They are sent by and by, a few at a time beside what is new, each with the whole retry policy; see the table replay, and operation for the end
+(replay_done, replay_expired). Events of a key keep their order among each other, and none is sent while another of its key is in flight; but they may arrive after newer ones.
+Paused, a replay waits; it holds what it needs of the log for outbox.max_backlog_age at most. cancel_replay() ends it. Errors: 42704 for an unknown name, 22004 without since, 22023 for an empty range or invalid types.';
+
+CREATE FUNCTION outbox._cancel_replay(subscription text, operator boolean) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s         outbox.subscription := outbox._subscription(_cancel_replay.subscription, operator);
+    cancelled bigint;
+    replayed  bigint;
+BEGIN
+    WITH gone AS (DELETE FROM outbox.replay AS r WHERE r.subscription_id = s.id RETURNING r.replayed)
+    SELECT count(*), COALESCE(sum(g.replayed), 0) INTO cancelled, replayed FROM gone AS g;
+    IF cancelled > 0 THEN
+        INSERT INTO outbox.operation (role, action, subscription, selector, count)
+        VALUES (pg_get_userbyid(outbox._acting_role()), 'cancel_replay', s.name, jsonb_build_object('subscription', s.name), replayed);
+    END IF;
+    RETURN cancelled;
+END
+$$;
+COMMENT ON FUNCTION outbox._cancel_replay(text, boolean) IS 'What cancel_replay() does, once it is known whether the caller is an operator';
+
+CREATE FUNCTION outbox.cancel_replay(subscription text) RETURNS bigint LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
+COMMENT ON FUNCTION outbox.cancel_replay(text) IS
+'Ends the replays of a subscription; the few events that have already been handed to it are still sent. Returns how many replays there were; recorded in operation, with the number of events replayed until then.
+Errors: 42704 for an unknown name.';
 
 -- ===== operating =========================================================================================================
 
@@ -1899,7 +2017,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
           FROM event AS e, routing AS r WHERE r.elsewhere GROUP BY e.logged_at, e.type
         UNION ALL
         SELECT a.at, 5, 'attempt', a.subscription,
-               format('attempt %s: %s', a.attempt, outbox._outcome_name(a.outcome)) || COALESCE(', status ' || a.status_code, '')
+               format('attempt %s%s: %s', a.attempt, CASE WHEN a.replay THEN ' of a replay' END, outbox._outcome_name(a.outcome)) || COALESCE(', status ' || a.status_code, '')
                || format(', %s ms', round(a.duration / 1000.0, 1)) || COALESCE(' (' || a.error || ')', '')
           FROM attempt AS a
         UNION ALL
@@ -2035,7 +2153,8 @@ SELECT a.event_id,
        a.status_code::pg_catalog.int4 AS status_code,
        pg_catalog.make_interval(secs => a.duration OPERATOR(pg_catalog./) 1e6::pg_catalog.float8) AS duration,
        a.error,
-       pg_catalog.encode(a.response, 'escape') AS response
+       pg_catalog.encode(a.response, 'escape') AS response,
+       a.replay
   FROM outbox.attempt_log AS a
   LEFT JOIN outbox.subscription AS s ON s.id OPERATOR(pg_catalog.=) a.subscription_id;
 COMMENT ON VIEW outbox.attempt IS 'The log of attempts: one row per HTTP exchange and event, kept for outbox.attempt_retention. Find one event''s by event_id.';
@@ -2048,6 +2167,7 @@ COMMENT ON COLUMN outbox.attempt.status_code IS 'HTTP status; NULL without an an
 COMMENT ON COLUMN outbox.attempt.duration IS 'From the beginning to the end of the exchange';
 COMMENT ON COLUMN outbox.attempt.error IS 'What went wrong; never more of the URL than scheme and host';
 COMMENT ON COLUMN outbox.attempt.response IS 'The first bytes of the answer''s body (option response_kept); bytes beyond ASCII as \ooo';
+COMMENT ON COLUMN outbox.attempt.replay IS 'It was made for replay(), and told the receiver so: webhook-replay: true';
 
 -- How far each subscription is behind. The running worker knows. Without one it follows from the committed cursors; counting stops at 100,000 events, sooner when there
 -- are many subscriptions.
@@ -2082,7 +2202,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     tick AS MATERIALIZED (SELECT t.* FROM outbox.tick AS t
                            WHERE t.epoch = outbox.epoch() AND t.tick IN (SELECT c.tick FROM cursor AS c WHERE NOT EXISTS (SELECT FROM lane AS l WHERE l.subscription_id = c.subscription_id))),
     after_tick AS MATERIALIZED (SELECT t.tick, t."offset", x.events, x.oldest_at FROM tick AS t CROSS JOIN LATERAL outbox._events_after(t.snapshot, t.next, t.clock, 100000) AS x),
-    exception AS MATERIALIZED (SELECT d.subscription_id, min(COALESCE(d.log_id, d.event_id)::text COLLATE "C")::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
+    exception AS MATERIALIZED (SELECT d.subscription_id, (min(COALESCE(d.log_id, d.event_id)::text COLLATE "C") FILTER (WHERE d.replay IS NULL))::uuid AS event_id, count(*) AS events FROM outbox.delivery AS d
                                 WHERE d.status NOT IN ('dead', 'discarded') GROUP BY d.subscription_id),
     bound AS MATERIALIZED (SELECT GREATEST(LEAST(1000000 / GREATEST(count(*), 1), 100000), 100) AS at_most FROM outbox.subscription AS s),
     -- and behind each start, once per start, for those that no worker has seen yet
@@ -2791,6 +2911,9 @@ SET search_path = pg_catalog, pg_temp AS $$
         (2, 'EXECUTE',     'FUNCTION outbox.resume'),
         (2, 'EXECUTE',     'FUNCTION outbox.ping'),
         (2, 'EXECUTE',     'FUNCTION outbox.rotate_secret'),
+        (2, 'EXECUTE',     'FUNCTION outbox.replay'),
+        (2, 'EXECUTE',     'FUNCTION outbox.cancel_replay'),
+        (2, 'SELECT',      'TABLE outbox.replay'),
         (3, 'EXECUTE',     'FUNCTION outbox.start'),
         (3, 'EXECUTE',     'FUNCTION outbox.stop'),
         (3, 'EXECUTE',     'FUNCTION outbox.maintain'),

@@ -492,8 +492,9 @@ seal(Round *round)
 /* ---- retirement ---- */
 
 /*
- * What holds a segment, in words; NULL if nothing does.  $1: epoch, $2: the tick after sealing, $3: the newest id in it.  The head counts like
- * a subscription, if there are any: it is where they go on from.  A log that was never ticked is never emptied.
+ * What holds a segment, in words; NULL if nothing does.  $1: epoch, $2: the tick after sealing, $3: the newest id in it, $4: the oldest.  The head counts like
+ * a subscription, if there are any: it is where they go on from.  A log that was never ticked is never emptied.  A replay holds what it has not looked at yet,
+ * but not for longer than a subscription could.
  */
 static const char what_holds[] =
 "WITH latest AS (SELECT DISTINCT ON (c.subscription_id) c.subscription_id, c.at_head, c.base, c.tick, c.after"
@@ -509,15 +510,18 @@ static const char what_holds[] =
 " SELECT 'a log that was never read' WHERE NOT EXISTS (SELECT FROM head)"
 " UNION ALL"
 " SELECT p.who FROM place AS p WHERE NOT coalesce(p.base >= $2 OR (p.tick >= $2 AND p.after >= $3), false)"
+" UNION ALL"
+" SELECT 'a replay for subscription ' || r.subscription FROM outbox.replay AS r"
+"  WHERE r.place < $3 AND r.until > $4 AND coalesce(r.created_at >= now() - outbox._max_backlog_age(), true)"
 " LIMIT 1";
 
 static bool
-is_held(Round *round, uint64 seal_tick, const pg_uuid_t *newest)
+is_held(Round *round, uint64 seal_tick, const pg_uuid_t *newest, const pg_uuid_t *oldest)
 {
-	Oid			types[] = {INT8OID, INT8OID, UUIDOID};
-	Datum		values[] = {Int64GetDatum(round->catalog.epoch), Int64GetDatum((int64) seal_tick), UUIDPGetDatum(newest)};
+	Oid			types[] = {INT8OID, INT8OID, UUIDOID, UUIDOID};
+	Datum		values[] = {Int64GetDatum(round->catalog.epoch), Int64GetDatum((int64) seal_tick), UUIDPGetDatum(newest), UUIDPGetDatum(oldest)};
 
-	return execute(what_holds, 3, types, values) > 0;
+	return execute(what_holds, 4, types, values) > 0;
 }
 
 /* Is it full, read by all, and too old? */
@@ -525,11 +529,13 @@ static bool
 is_over(Round *round, Relation heap, uint64 seal_tick)
 {
 	pg_uuid_t	newest;
+	pg_uuid_t	oldest;
 
 	return RelationGetNumberOfBlocks(heap) > 0 &&
 		outbox_segment_edge(heap, BackwardScanDirection, false, &newest) &&
+		outbox_segment_edge(heap, ForwardScanDirection, false, &oldest) &&
 		older_than(round, outbox_event_id_time(&newest), outbox_event_retention) &&
-		!is_held(round, seal_tick, &newest);
+		!is_held(round, seal_tick, &newest, &oldest);
 }
 
 /* Copies the events that a delivery still points to. */

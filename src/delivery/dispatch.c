@@ -146,6 +146,7 @@ revive(OutboxItem *item, const OutboxException *exception)
 {
 	item->seen = true;
 	item->withdrawn = false;
+	outbox_item_set_replayed(item, exception->replay);
 	if (item->state != OUTBOX_ITEM_IN_FLIGHT)
 		item->first_at = exception->first_at;	/* resume() takes the time of a pause out of it */
 	if (!item->dead || exception->status == OUTBOX_ROW_DEAD)
@@ -201,6 +202,22 @@ outbox_dispatch_exceptions(const OutboxException *exceptions, int n)
 			outbox_item_take_over(lane, exception);
 	}
 	outbox_item_each_exception(drop_unseen);
+}
+
+void
+outbox_dispatch_replayed(const OutboxException *exceptions, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		const OutboxException *exception = &exceptions[i];
+		OutboxLane *lane = outbox_lane_find(exception->subscription);
+		OutboxItem *item = outbox_item_exception(exception->subscription, &exception->event_id);
+
+		if (item != NULL)
+			revive(item, exception);
+		else if (lane != NULL)
+			outbox_item_take_over(lane, exception);
+	}
 }
 
 /* ---- in ---- */
@@ -493,7 +510,8 @@ static void
 log_attempts(OutboxItem *const *items, int n, const OutboxExchange *exchange)
 {
 	for (int i = 0; i < n; i++)
-		outbox_ledger_attempt(items[i]->lane->subscription->id, &items[i]->id, items[i]->attempts + 1, items[i]->started_at, exchange, i > 0);
+		outbox_ledger_attempt(items[i]->lane->subscription->id, &items[i]->id, items[i]->attempts + 1, items[i]->started_at, exchange,
+							  items[i]->replayed, i > 0);
 }
 
 static bool
@@ -602,7 +620,7 @@ outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64
 		free_dropped(lane, &item, 1);
 		return;
 	}
-	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange, false);
+	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange, item->replayed, false);
 	tell(lane, exchange, now);
 	if (item->withdrawn)
 		outbox_item_finish(item);
@@ -654,7 +672,8 @@ publish_exception(OutboxItem *item)
 
 	if (status == NULL || item->state == OUTBOX_ITEM_HELD)
 		return;
-	if (status->oldest_at == 0 || at < status->oldest_at)
+	/* who gets old events once more does not lag behind */
+	if (!item->replayed && (status->oldest_at == 0 || at < status->oldest_at))
 		status->oldest_at = at;
 	if (item->keyed && item->state == OUTBOX_ITEM_RETRY)
 		status->blocked_keys++;

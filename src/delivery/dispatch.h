@@ -22,6 +22,9 @@ extern void outbox_dispatch_reindex(void);
 /* Exceptions read back: at start, and after an operator changed some (then those that vanished are dropped). */
 extern void outbox_dispatch_exceptions(const OutboxException *exceptions, int n);
 
+/* Exceptions that a replay has just made, of events for which there is none, or a dead one. */
+extern void outbox_dispatch_replayed(const OutboxException *exceptions, int n);
+
 /* ---- in ---- */
 
 /* The head's next chunk, which begins at this offset: to every lane at the head that wants its events. */

@@ -568,6 +568,7 @@ outbox_item_free(OutboxItem *item)
 
 		hash_search(rows, &id, HASH_REMOVE, NULL);
 		lane->n_rows--;
+		outbox_item_set_replayed(item, false);
 	}
 	else
 		leave_outstanding(item);
@@ -715,6 +716,7 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	item->next_at = exception->status == OUTBOX_ROW_RETRYING || exception->status == OUTBOX_ROW_LEASED ? exception->next_at : 0;
 	item->dead = exception->status == OUTBOX_ROW_DEAD;
 	lane->n_rows++;
+	outbox_item_set_replayed(item, exception->replay);
 
 	if (!join_key(item))
 		item->state = OUTBOX_ITEM_WAITING;
@@ -724,6 +726,13 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 		outbox_item_retry(item);
 	else
 		outbox_item_ready(item, false);
+}
+
+void
+outbox_item_set_replayed(OutboxItem *item, bool replayed)
+{
+	item->lane->n_replayed += replayed - item->replayed;
+	item->replayed = replayed;
 }
 
 void

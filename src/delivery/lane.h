@@ -40,6 +40,7 @@ typedef struct OutboxItem
 	bool		dead;			/* a dead letter that holds back its key */
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
+	bool		replayed;		/* on behalf of a replay */
 	int			attempts;
 	int			together;		/* the largest batch it may be part of, after a split; 0: not split */
 	TimestampTz entered_at;
@@ -83,6 +84,7 @@ struct OutboxLane
 	int			n_outstanding;
 	Size		outstanding_bytes;
 	int			n_rows;
+	int			n_replayed;		/* of those: on behalf of a replay */
 	int			in_flight;		/* items … */
 	Size		flying_bytes;
 	int			requests;		/* … and the requests they are in */
@@ -200,6 +202,7 @@ extern void outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const
 
 /* An exception read back becomes an item; the one that is there already, or NULL; all of them (visit may free the one it sees). */
 extern void outbox_item_take_over(OutboxLane *lane, const OutboxException *exception);
+extern void outbox_item_set_replayed(OutboxItem *item, bool replayed);
 extern OutboxItem *outbox_item_exception(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_item_each_exception(void (*visit) (OutboxItem *item));
 

@@ -60,6 +60,7 @@ typedef struct Attempt
 	int16		attempt;
 	int16		status;
 	OutboxOutcome outcome;
+	bool		replay;
 	char	   *error;
 	bytea	   *response;
 } Attempt;
@@ -94,7 +95,7 @@ to_bytea(const unsigned char *data, size_t size)
 
 void
 outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
-					  const OutboxExchange *exchange, bool same)
+					  const OutboxExchange *exchange, bool replay, bool same)
 {
 	MemoryContext old;
 	Attempt    *entry;
@@ -119,6 +120,7 @@ outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt
 	entry->attempt = (int16) Min(attempt, PG_INT16_MAX);
 	entry->status = (int16) exchange->status;
 	entry->outcome = exchange->outcome;
+	entry->replay = replay;
 	if (same)
 	{
 		entry->error = entry[-1].error;
@@ -326,10 +328,10 @@ static OutboxStatement meet_matches = {
 };
 
 static OutboxStatement select_exceptions = {
-	"SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id"
+	"SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id, d.replay IS NOT NULL"
 	"  FROM outbox.delivery d WHERE d.status NOT IN ('dead', 'discarded')"
 	" UNION ALL"
-	" SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id"
+	" SELECT d.subscription_id, coalesce(d.log_id, d.event_id), d.status, d.key, d.attempts, d.first_attempt_at, d.next_attempt_at, d.event_id, d.replay IS NOT NULL"
 	"  FROM outbox.delivery d JOIN outbox.subscription s ON s.id = d.subscription_id"
 	" WHERE d.status = 'dead' AND d.key IS NOT NULL AND s.on_dead = 'block'"
 	" ORDER BY 1, 2",
@@ -474,6 +476,7 @@ fill_slot(TupleTableSlot *slot, const Attempt *attempt)
 		slot->tts_values[7] = CStringGetTextDatum(attempt->error);
 	slot->tts_values[8] = PointerGetDatum(attempt->response);
 	slot->tts_isnull[8] = attempt->response == NULL;
+	slot->tts_values[9] = BoolGetDatum(attempt->replay);
 	ExecStoreVirtualTuple(slot);
 }
 
@@ -634,6 +637,7 @@ outbox_ledger_load_exceptions(int *n)
 		exception->first_at = null ? 0 : DatumGetTimestampTz(at);
 		at = SPI_getbinval(tuple, desc, 7, &null);
 		exception->next_at = null ? 0 : DatumGetTimestampTz(at);
+		exception->replay = DatumGetBool(SPI_getbinval(tuple, desc, 9, &null));
 	}
 	return exceptions;
 }

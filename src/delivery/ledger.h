@@ -47,13 +47,14 @@ typedef struct OutboxException
 	int			attempts;
 	TimestampTz first_at;
 	TimestampTz next_at;
+	bool		replay;			/* made, or last redriven, by a replay */
 } OutboxException;
 
 /* ---- noting, in memory ---- */
 
-/* same: the exchange is the one that was noted last, with another event in it. */
+/* replay: on behalf of one.  same: the exchange is the one that was noted last, with another event in it. */
 extern void outbox_ledger_attempt(int32 subscription, const pg_uuid_t *event_id, int attempt, TimestampTz at,
-								  const OutboxExchange *exchange, bool same);
+								  const OutboxExchange *exchange, bool replay, bool same);
 extern void outbox_ledger_put(const OutboxRow *row, bool known);
 extern void outbox_ledger_remove(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_ledger_disable(int32 subscription, const char *reason);

@@ -287,6 +287,8 @@ add_webhook(Lines *lines, const OutboxMessage *message, OutboxSigner *const *sig
 	add_line(lines, "webhook-id", message->id);
 	add_line(lines, "webhook-timestamp", text);
 	add_signatures(lines, message, signers, n_signers, timestamp);
+	if (message->replay)
+		add_line(lines, "webhook-replay", "true");
 }
 
 static void
@@ -348,8 +350,8 @@ add_own(Lines *lines, const OutboxMessage *message)
 }
 
 /* Fixed lines at their longest: names, signatures, times, the two trace headers. */
-#define FIXED_LINES 12
-#define FIXED_SIZE (512 + OUTBOX_MAX_SECRETS * OUTBOX_SIGNATURE)
+#define FIXED_LINES 13
+#define FIXED_SIZE (544 + OUTBOX_MAX_SECRETS * OUTBOX_SIGNATURE)
 
 static size_t
 text_size(const char *text)

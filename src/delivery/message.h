@@ -56,6 +56,7 @@ typedef struct OutboxMessage
 	size_t		size;
 	bool		json;			/* body is the text of a jsonb payload … */
 	bool		utf8;			/* … and known to be UTF-8 */
+	bool		replay;			/* webhook-replay: it was done before, and somebody asked for it once more */
 } OutboxMessage;
 
 /*

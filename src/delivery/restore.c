@@ -26,6 +26,7 @@
 #include "dispatch.h"
 #include "event_log.h"
 #include "ledger.h"
+#include "replay.h"
 #include "restore.h"
 #include "subscription.h"
 #include "work.h"
@@ -254,6 +255,7 @@ outbox_restore_reload(void)
 			if (!lane->at_head && lane->position.base == NULL)
 				place_at_start(lane);
 		}
+		outbox_replay_load();
 		work->want_reload = false;
 		work->moved = work->want_tick = true;
 	}
@@ -426,6 +428,7 @@ outbox_restore_start(void)
 	{
 		restore_positions();
 		outbox_restore_resync();
+		outbox_replay_load();
 		outbox_ledger_meet_matches(work->epoch, NULL);
 		outbox_backlog_started(work->epoch);
 	}

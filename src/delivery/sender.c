@@ -175,7 +175,7 @@ gather(OutboxItem *first, TimestampTz now)
 	while (n_gathered < most && (item = outbox_batch_candidate(item)) != NULL)
 	{
 		most = Min(most, outbox_batch_most(item));
-		if (n_gathered >= most || !same_headers(first, item) ||
+		if (n_gathered >= most || item->replayed != first->replayed || !same_headers(first, item) ||
 			add_to_envelope(item, first->subscription->batch_bytes, &error) != OUTBOX_FILLED)
 			return;
 		outbox_item_fly(item, now);
@@ -241,6 +241,7 @@ send_item(OutboxItem *item, TimestampTz now)
 	fill_message(&message, item->logged);
 	message.fixed = subscription->headers;
 	message.n_fixed = subscription->n_headers;
+	message.replay = item->replayed;
 	if (subscription->format != OUTBOX_FORMAT_BINARY)
 	{
 		message.format = subscription->format;

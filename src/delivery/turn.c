@@ -19,6 +19,7 @@
 #include "mover.h"
 #include "reader.h"
 #include "recorder.h"
+#include "replay.h"
 #include "restore.h"
 #include "ring.h"
 #include "sender.h"
@@ -120,7 +121,7 @@ time_to_wait(TimestampTz now)
 
 	if (outbox_sender_can_send())
 		return 0;
-	next = Min(next, Min(outbox_recorder_next(), outbox_item_next_due()));
+	next = Min(next, Min(outbox_recorder_next(), Min(outbox_replay_next(), outbox_item_next_due())));
 	if (want_renewal)
 		next = Min(next, work->not_before[OUTBOX_STEP_MAINTAIN]);
 	next = Min(next, outbox_lease_next());
@@ -158,6 +159,8 @@ outbox_turn_run(uint32 reasons)
 	idle &= outbox_sender_step(now);
 	if (!work->over)
 		outbox_recorder_step(GetCurrentTimestamp());
+	if (!work->over)
+		outbox_replay_step(GetCurrentTimestamp());
 	if (!work->over)
 		maintain_step(now);
 

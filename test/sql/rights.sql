@@ -113,7 +113,7 @@ SELECT command, refusal(command) FROM unnest(ARRAY['SELECT FROM outbox.secret', 
     'SELECT outbox.redrive(''private'')', 'SELECT FROM outbox.health()', 'SELECT outbox.grant_role(''regress_outbox_nobody'', ''manager'')', 'UPDATE outbox.operation SET count = 0']) AS command;
 SET ROLE regress_outbox_manager;
 SELECT command, refusal(command) FROM unnest(ARRAY['SELECT outbox.alter_subscription(''private'', url => ''http://10.0.0.1/'')', 'SELECT outbox.alter_subscription(''private'', reset => ''{network}'')',
-    'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.rotate_secret(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
+    'SELECT outbox.pause(''private'')', 'SELECT outbox.resume(''private'')', 'SELECT outbox.ping(''private'')', 'SELECT outbox.replay(''private'', ''-infinity'')', 'SELECT outbox.cancel_replay(''private'')', 'SELECT outbox.rotate_secret(''private'')', 'SELECT outbox.unsubscribe(''private'')']) AS command;
 RESET ROLE;
 
 \echo -- a function that belongs to a manager has the rights of a manager, whoever calls it; one that belongs to an operator, those of an operator
