@@ -1708,6 +1708,8 @@ BEGIN
         SELECT g.id, 'discarded', g.deliver_at, clock_timestamp(), pg_get_userbyid(outbox._acting_role()) FROM gone AS g;
         GET DIAGNOSTICS unscheduled = ROW_COUNT;
         skipped := skipped + unscheduled;
+    ELSE
+        UPDATE outbox.scheduled AS s SET epoch = outbox.epoch() WHERE s.epoch <> outbox.epoch();   -- they are this installation's from now on
     END IF;
     INSERT INTO outbox.operation (role, action, selector, count)
     VALUES (pg_get_userbyid(outbox._acting_role()), 'start', jsonb_build_object('skip_backlog', COALESCE(start.skip_backlog, false), 'epoch', outbox.epoch()), skipped);
@@ -2796,7 +2798,7 @@ BEGIN
                    'Put the key they were encrypted with into the file that outbox.secret_key_file names, and reload. If it is lost, use outbox.rotate_secret(), and set the headers anew.'
              WHERE blind IS NULL
             UNION ALL
-            SELECT 17, 'scheduled_overdue', NULL, (SELECT count(*) FROM (SELECT FROM outbox.scheduled AS s WHERE s.deliver_at < clock_timestamp() - interval '10 s' LIMIT 100000) AS x),
+            SELECT 17, 'scheduled_overdue', NULL, (SELECT count(*) FROM (SELECT FROM outbox.scheduled AS s WHERE s.deliver_at < clock_timestamp() - interval '10 s' AND s.epoch = outbox.epoch() LIMIT 100000) AS x),
                    'scheduled events that were due more than 10 seconds ago and are not in the log (counting stops at 100,000)',
                    'They are moved by the delivery worker: see armed, and look into the server log.'
             UNION ALL

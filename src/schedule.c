@@ -7,6 +7,8 @@
  * In the log it has another id than the one that enqueue() returned.  The log is read by id, and a window rests on newer transactions having newer ids (snapshot.h): a row with an id of last month
  * would be in no window.  So the id in the log is new, and the row carries the old one, which is the event's for everybody but readers of the log (OutboxEvent in event_log.h).
  *
+ * Rows of another epoch, which a restored dump or logical replication brings, are not ours to move before start() has adopted them.
+ *
  * A cancelled event is deleted from outbox.scheduled by SQL.  Who has deleted a row and not committed yet has it locked: the move leaves it out, and cancel() waits for a
  * move, which is short.
  */
@@ -30,6 +32,8 @@
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -313,10 +317,64 @@ find_next(Relation table, Relation index, TimestampTz from, bool after)
 	return next;
 }
 
+/* Out of the one table; into the other with the next flush. */
+static void
+move_row(Relation table, TupleTableSlot *slot, Batch *batch, OutboxMove *move)
+{
+	if (!delete_at_once(table, slot, move))
+		return;
+	take(batch, slot);
+	move->moved++;
+}
+
+/* At once, and in a subtransaction: one that cannot be read must not keep the others waiting.  What is not the row's fault is raised all the same. */
+static void
+move_row_carefully(Relation table, TupleTableSlot *slot, Batch *batch, Target *unscheduled, OutboxMove *move)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int			moved = move->moved;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		move_row(table, slot, batch, move);
+		flush(batch, unscheduled);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+		ErrorData  *error;
+
+		if (category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
+			category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES))
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("scheduled event %s cannot be delivered: %s",
+						DatumGetCString(DirectFunctionCall1(uuid_out, column(slot, EVENT_ID))), error->message)));
+		FreeErrorData(error);
+		batch->n = 0;
+		MemoryContextReset(batch->context);
+		move->moved = moved;
+		move->failed = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+}
+
 /* Moves what is due, up to the budget; returns false when that was not all. *last: the deliver_at of the last row seen. */
 static bool
-move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, int64 budget, OutboxMove *move)
+move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, int64 budget, bool careful, OutboxMove *move)
 {
+	const int64 epoch = outbox_catalog_required()->epoch;
 	Relation	unscheduled = NULL;
 	Target		target;
 	Batch	   *batch = palloc0(sizeof(Batch));
@@ -334,15 +392,17 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 		if (at > until)
 			break;
 		*last = at;
+		if (DatumGetInt64(column(slot, EVENT_EPOCH)) != epoch)
+			continue;
 		if (unscheduled == NULL)
 		{
 			unscheduled = table_open(table_oid("unscheduled"), RowExclusiveLock);
 			target = open_target(unscheduled);
 		}
-		if (!delete_at_once(table, slot, move))
-			continue;
-		take(batch, slot);
-		move->moved++;
+		if (careful)
+			move_row_carefully(table, slot, batch, &target, move);
+		else
+			move_row(table, slot, batch, move);
 		if (batch->n == MOVE_AT_ONCE)
 			flush(batch, &target);
 		if (GetCurrentTimestamp() - began_at >= budget)
@@ -365,7 +425,7 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 }
 
 OutboxMove
-outbox_schedule_move(TimestampTz from, TimestampTz until, int64 budget)
+outbox_schedule_move(TimestampTz from, TimestampTz until, int64 budget, bool careful)
 {
 	OutboxMove	move = {.next = DT_NOEND};
 	Relation	table = open_at_once("scheduled", RowExclusiveLock);
@@ -387,7 +447,7 @@ outbox_schedule_move(TimestampTz from, TimestampTz until, int64 budget)
 	else
 	{
 		TimestampTz last = from;
-		bool		all = move_due(table, index, &last, until, budget, &move);
+		bool		all = move_due(table, index, &last, until, budget, careful, &move);
 
 		move.next = find_next(table, index, all ? until : last, all);
 		index_close(index, NoLock);

@@ -15,13 +15,15 @@ typedef struct OutboxMove
 	int			moved;			/* so many events are in the log now */
 	bool		busy;			/* the table is locked: nothing was done */
 	bool		skipped;		/* somebody has locked events that are due: they are in none of these numbers */
+	bool		failed;			/* nor are some that cannot be moved; reported */
 	TimestampTz next;			/* no other event that this transaction can see is due earlier; DT_NOEND: none waits */
 } OutboxMove;
 
 /*
  * Moves events that are due into the log, in the current transaction: those with a deliver_at from `from` to `until`, in that order, until the budget (microseconds) is used
- * up.  Never waits for anybody who has locked one, or the table.  READ COMMITTED only.
+ * up.  Only events of this installation: what a dump, or replication, brought from another one waits for start().  Never waits for anybody who has locked one, or the table.  careful: an event that
+ * raises is left where it is, and the others go on.  READ COMMITTED only.
  */
-extern PGDLLEXPORT OutboxMove outbox_schedule_move(TimestampTz from, TimestampTz until, int64 budget);
+extern PGDLLEXPORT OutboxMove outbox_schedule_move(TimestampTz from, TimestampTz until, int64 budget, bool careful);
 
 #endif							/* OUTBOX_SCHEDULE_H */

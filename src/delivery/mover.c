@@ -20,10 +20,13 @@
 #define LOOK_OFTEN_MS 1000		/* … if transactions that scheduled something have been prepared … */
 #define LOOK_AGAIN_MS 200		/* … if something that is due was locked */
 #define LOOK_SHARE 50			/* … but for no more than a fiftieth of the time */
+#define CAREFUL_MOVES 100		/* after an error while moving */
 
 static OutboxWork *const work = &outbox_work;
 static bool must_look = true;	/* what is known of the next one is not all */
 static TimestampTz look_at;
+static bool moving = false;	/* an error now comes from moving */
+static int	careful = 0;		/* moves left that go row by row */
 
 static TimestampTz
 due(void)
@@ -64,7 +67,9 @@ outbox_mover_step(TimestampTz now, bool look)
 	look = must_look;
 	must_look = true;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	move = outbox_schedule_move(look ? DT_NOBEGIN : from, now, MOVE_BUDGET_US);
+	moving = true;
+	move = outbox_schedule_move(look ? DT_NOBEGIN : from, now, MOVE_BUDGET_US, careful > 0);
+	moving = false;
 	PopActiveSnapshot();
 	outbox_work_commit();
 
@@ -74,10 +79,22 @@ outbox_mover_step(TimestampTz now, bool look)
 		return false;
 	}
 	must_look = false;
+	if (move.failed)
+		careful = CAREFUL_MOVES;
+	else if (careful > 0)
+		careful--;
 	(void) outbox_bell_lower_due(work->database, move.next);
 	plan_look(&move, now, look);
 	work->want_tick = work->want_tick || move.moved > 0;
 	return move.moved > 0;
+}
+
+void
+outbox_mover_failed(void)
+{
+	if (moving)
+		careful = CAREFUL_MOVES;
+	moving = false;
 }
 
 TimestampTz

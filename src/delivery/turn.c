@@ -183,6 +183,7 @@ outbox_turn_failed(void)
 {
 	MemoryContextReset(work->context);
 	outbox_work_pause(OUTBOX_PAUSE_MS);
+	outbox_mover_failed();
 	outbox_reader_failed();
 }
 

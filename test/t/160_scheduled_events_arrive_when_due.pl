@@ -118,6 +118,28 @@ my $unheard = schedule(86400, 'due', '"unheard"');
 sql("UPDATE outbox.scheduled SET deliver_at = clock_timestamp() WHERE id = '$unheard'");
 wait_status($node, $unheard, 'due', 'delivered');
 
+# One that cannot be moved (a DBA's index refuses it) stays, and holds up no other; repaired, it comes
+sql(q{DO $$ BEGIN FOR i IN 0 .. 15 LOOP EXECUTE format('CREATE INDEX picky_%s ON outbox.event_%s ((1 / (CASE type WHEN ''poison'' THEN 0 ELSE 1 END)))', i, i); END LOOP; END $$});
+subscribe($node, 'poison', $receiver->url('/ok?poison'), types => [ 'poison', 'cure' ]);
+my ($poison, @cures) = (schedule(0.3, 'poison', 1), map { schedule($_, 'cure', 2) } 0.2, 0.3, 0.5);
+wait_status($node, $_, 'poison', 'delivered') for @cures;
+is(sql("SELECT status FROM outbox.event_status('$poison')"), 'scheduled', 'what cannot be moved stays, and holds up no other');
+my $fine = schedule(0.2, 'cure', 3);
+wait_status($node, $fine, 'poison', 'delivered');
+like(slurp_file($node->logfile), qr/scheduled event $poison cannot be delivered: division by zero/, 'the server log tells');
+sql(q{DO $$ BEGIN FOR i IN 0 .. 15 LOOP EXECUTE format('DROP INDEX outbox.picky_%s', i); END LOOP; END $$});
+wait_status($node, $poison, 'poison', 'delivered');
+
+# What came from another installation (as logical replication brings it) waits for start()
+my $foreign = schedule(0.3, 'due', '"foreign"');
+sql("UPDATE outbox.scheduled SET epoch = epoch # 1 WHERE id = '$foreign'");
+my $own = schedule(0.4, 'due', '"own"');
+wait_status($node, $own, 'due', 'delivered');
+is(sql("SELECT status FROM outbox.event_status('$foreign')"), 'scheduled', 'of another installation: it waits');
+is(sql(q{SELECT value FROM outbox.health() WHERE check_name = 'scheduled_overdue'}), 0, 'and is not missed');
+sql('SELECT outbox.start()');
+wait_status($node, $foreign, 'due', 'delivered');
+
 # Nothing moves while delivery is stopped; it does when it is started
 sql('SELECT outbox.stop()');
 wait_for(sub { sql('SELECT worker_pid IS NULL FROM outbox._worker()') eq 't' }, 'stopped');
