@@ -8,16 +8,13 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "compat.h"
+#include "durable.h"
 #include "executor/executor.h"
-#include "miscadmin.h"
 #include "once.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
@@ -57,25 +54,6 @@ outbox_once_slot(OutboxOnce *once)
 	return table_slot_create(once->table, NULL);
 }
 
-/*
- * A commit can be visible before it is on disk (synchronous_commit = off): a crash would then take back what somebody was told is there.  Of a frozen row the
- * server may no longer know the transaction; its commit is long on disk.
- */
-static void
-make_durable(TupleTableSlot *holder)
-{
-	bool		copied;
-	HeapTuple	tuple = ExecFetchSlotHeapTuple(holder, false, &copied);
-	XLogRecPtr	lsn = InvalidXLogRecPtr;
-
-	if (!HeapTupleHeaderXminFrozen(tuple->t_data))
-		lsn = TransactionIdGetCommitLSN(HeapTupleHeaderGetRawXmin(tuple->t_data));
-	if (!XLogRecPtrIsInvalid(lsn))
-		XLogFlush(lsn);
-	if (copied)
-		heap_freetuple(tuple);
-}
-
 /* What the search found: a row that is committed, or our own, and that no vacuum can remove as long as we have a snapshot. */
 static void
 look_at_holder(OutboxOnce *once, ItemPointer tid, TupleTableSlot *holder, bool *own)
@@ -95,7 +73,7 @@ look_at_holder(OutboxOnce *once, ItemPointer tid, TupleTableSlot *holder, bool *
 				 errmsg("could not serialize access due to concurrent update"),
 				 errdetail("Another transaction has used the same key since the snapshot of this one was taken."),
 				 errhint("The transaction might succeed if retried.")));
-	make_durable(holder);
+	outbox_durable_wait(xmin);	/* a crash must not take back what somebody was told is there */
 }
 
 bool
