@@ -200,6 +200,8 @@ CREATE TABLE outbox.subscription (
     state            text        NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'disabled')),
     reason           text,                     -- of the state
     state_since      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    paused_by_all    boolean     NOT NULL DEFAULT false,
+    failing_since    timestamptz,
     labels           jsonb,
     description      text,
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -249,7 +251,9 @@ COMMENT ON COLUMN outbox.subscription.disable_after IS 'Nothing but failures for
 COMMENT ON COLUMN outbox.subscription.ca IS 'Certificates, PEM, by which the receiver is verified; NULL: the system''s';
 COMMENT ON COLUMN outbox.subscription.state IS 'active, paused, or disabled (see reason)';
 COMMENT ON COLUMN outbox.subscription.reason IS 'Why it is paused or disabled';
-COMMENT ON COLUMN outbox.subscription.state_since IS 'When the state was entered';
+COMMENT ON COLUMN outbox.subscription.state_since IS 'When the state was entered, or confirmed by resume()';
+COMMENT ON COLUMN outbox.subscription.paused_by_all IS 'By pause_all(): resume_all() resumes it';
+COMMENT ON COLUMN outbox.subscription.failing_since IS 'When the first failure began after which there was no success, if that is a while ago; written by the worker';
 COMMENT ON COLUMN outbox.subscription.labels IS 'The user''s, a JSON object';
 COMMENT ON COLUMN outbox.subscription.description IS 'The user''s';
 COMMENT ON COLUMN outbox.subscription.created_at IS 'When subscribe() was called';
@@ -466,14 +470,14 @@ CREATE TABLE outbox.operation (
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.operation_id_seq', '');
 
-COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, redrive, discard, unsubscribe, rotate_secret, replay';
+COMMENT ON TABLE outbox.operation IS 'What operators did: start, stop, pause_all, resume_all, redrive, discard, unsubscribe, rotate_secret, replay';
 COMMENT ON COLUMN outbox.operation.id IS 'Number';
 COMMENT ON COLUMN outbox.operation.at IS 'When: the beginning of its transaction';
 COMMENT ON COLUMN outbox.operation.role IS 'Who: the role it was done as';
-COMMENT ON COLUMN outbox.operation.action IS 'start, stop, redrive, discard, unsubscribe, rotate_secret, replay and how it ended (replay_done, replay_expired), or cancel_replay';
+COMMENT ON COLUMN outbox.operation.action IS 'start, stop, pause_all, resume_all, redrive, discard, unsubscribe, rotate_secret, replay and how it ended (replay_done, replay_expired), or cancel_replay';
 COMMENT ON COLUMN outbox.operation.subscription IS 'The subscription, if one was named';
 COMMENT ON COLUMN outbox.operation.selector IS 'The arguments that were given';
-COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned';
+COMMENT ON COLUMN outbox.operation.count IS 'How many events it concerned; of pause_all and resume_all, how many subscriptions';
 
 -- Ranges that a subscription gave up because it was too far behind: the events that its new position has passed and its old one had not, without a row in delivery.
 CREATE TABLE outbox.gap (
@@ -977,6 +981,7 @@ BEGIN
     s.disable_after   := '120 h';
     s.state           := 'active';
     s.state_since     := now();
+    s.paused_by_all   := false;
     s.created_at      := now();
     s.start_epoch     := outbox.epoch();
     RETURN s;
@@ -1468,6 +1473,9 @@ BEGIN
         DELETE FROM outbox.secret AS k WHERE k.subscription_id = s.id AND k.kind = 'headers';
         PERFORM outbox._store_headers(s.id, options->'headers');
     END IF;
+    IF s.url IS DISTINCT FROM was.url THEN   -- how long the old one has been failing says nothing about the new one
+        UPDATE outbox.subscription AS t SET failing_since = NULL WHERE t.id = s.id AND t.failing_since IS NOT NULL;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION outbox._alter_subscription(record, boolean) IS 'What alter_subscription() does with the arguments that were given, once it is known whether the caller is an operator';
@@ -1519,7 +1527,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.subscription := outbox._subscription(_pause.name, operator);
 BEGIN
-    UPDATE outbox.subscription AS t SET state = 'paused', reason = _pause.reason, state_since = now() WHERE t.id = s.id;
+    UPDATE outbox.subscription AS t SET state = 'paused', reason = _pause.reason, state_since = now(), paused_by_all = false WHERE t.id = s.id;
 END
 $$;
 COMMENT ON FUNCTION outbox._pause(text, text, boolean) IS 'What pause() does, once it is known whether the caller is an operator';
@@ -1532,8 +1540,9 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.subscription := outbox._subscription(_resume.name, operator);
 BEGIN
-    UPDATE outbox.subscription AS t SET state = 'active', reason = NULL, state_since = now() WHERE t.id = s.id AND t.state <> 'active';
-    IF FOUND THEN
+    -- an active one too: state_since tells the worker to forget what failed
+    UPDATE outbox.subscription AS t SET state = 'active', reason = NULL, state_since = now(), paused_by_all = false, failing_since = NULL WHERE t.id = s.id;
+    IF s.state <> 'active' THEN
         -- give_up_after does not count the time in between
         UPDATE outbox.delivery AS d SET first_attempt_at = d.first_attempt_at + (now() - greatest(s.state_since, d.first_attempt_at))
          WHERE d.subscription_id = s.id AND d.status NOT IN ('dead', 'discarded') AND d.first_attempt_at IS NOT NULL;
@@ -1543,7 +1552,7 @@ $$;
 COMMENT ON FUNCTION outbox._resume(text, boolean) IS 'What resume() does, once it is known whether the caller is an operator';
 
 CREATE FUNCTION outbox.resume(name text) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage';
-COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped. Errors: 42704 for an unknown name.';
+COMMENT ON FUNCTION outbox.resume(text) IS 'Goes on with a paused or disabled subscription where it stopped, and closes an open circuit breaker. Errors: 42704 for an unknown name.';
 
 CREATE FUNCTION outbox._rotate_secret(name text, overlap interval, secret text, operator boolean) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1728,6 +1737,42 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.stop() IS 'Stops delivery in this database until start(). Events are still recorded, and wait. Recorded in operation.';
+
+CREATE FUNCTION outbox.pause_all(reason text DEFAULT NULL) RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    paused bigint;
+BEGIN
+    PERFORM FROM outbox.subscription AS s WHERE s.state = 'active' ORDER BY s.id FOR UPDATE;
+    UPDATE outbox.subscription AS s SET state = 'paused', reason = pause_all.reason, state_since = now(), paused_by_all = true WHERE s.state = 'active';
+    GET DIAGNOSTICS paused = ROW_COUNT;
+    INSERT INTO outbox.operation (role, action, selector, count)
+    VALUES (pg_get_userbyid(outbox._acting_role()), 'pause_all', jsonb_strip_nulls(jsonb_build_object('reason', pause_all.reason)), paused);
+    RETURN paused;
+END
+$$;
+COMMENT ON FUNCTION outbox.pause_all(text) IS
+'Holds all active subscriptions, as pause() holds one, until resume_all(). Their events wait. Returns how many; recorded in operation, whose count this is.
+Subscriptions that are made later are not held.';
+
+CREATE FUNCTION outbox.resume_all() RETURNS bigint LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    resumed bigint;
+BEGIN
+    PERFORM FROM outbox.subscription AS s WHERE s.paused_by_all ORDER BY s.id FOR UPDATE;
+    -- give_up_after does not count the time in between
+    UPDATE outbox.delivery AS d SET first_attempt_at = d.first_attempt_at + (now() - greatest(s.state_since, d.first_attempt_at))
+      FROM outbox.subscription AS s
+     WHERE s.paused_by_all AND d.subscription_id = s.id AND d.status NOT IN ('dead', 'discarded') AND d.first_attempt_at IS NOT NULL;
+    UPDATE outbox.subscription AS s SET state = 'active', reason = NULL, state_since = now(), paused_by_all = false, failing_since = NULL WHERE s.paused_by_all;
+    GET DIAGNOSTICS resumed = ROW_COUNT;
+    INSERT INTO outbox.operation (role, action, selector, count) VALUES (pg_get_userbyid(outbox._acting_role()), 'resume_all', '{}', resumed);
+    RETURN resumed;
+END
+$$;
+COMMENT ON FUNCTION outbox.resume_all() IS
+'Goes on with the subscriptions that pause_all() held, at their rate limits; those that were paused one by one, or are disabled, stay so. Returns how many; recorded in operation, whose count this is.';
 
 -- redrive() and discard() choose alike: all that is given must hold, and something must be given.
 CREATE FUNCTION outbox._check_selector(subscription text, ids uuid[], reason text, types text[], tenant text, since timestamptz, until timestamptz, max_events bigint)
@@ -2243,7 +2288,7 @@ SELECT s.name,
        pg_catalog.lower(pg_catalog.substring(s.url, '^[^:]+://[^/?]+')) AS url,
        s.tenant,
        s.labels,
-       CASE WHEN s.state OPERATOR(pg_catalog.=) 'active' AND r.breaker_open_until OPERATOR(pg_catalog.>) pg_catalog.now() THEN 'open' ELSE s.state END AS state,
+       CASE WHEN s.state OPERATOR(pg_catalog.=) 'active' AND r.breaker_open_until IS NOT NULL THEN 'open' ELSE s.state END AS state,
        s.reason,
        l.lag_events,
        CASE WHEN l.oldest_at IS NULL THEN 0
@@ -2275,7 +2320,7 @@ COMMENT ON COLUMN outbox.subscription_status.kind IS 'push (has a URL) or pull (
 COMMENT ON COLUMN outbox.subscription_status.url IS 'Scheme, host and port of the receiver; the rest of a webhook URL is a secret';
 COMMENT ON COLUMN outbox.subscription_status.tenant IS 'Whose events it gets; NULL: everybody''s';
 COMMENT ON COLUMN outbox.subscription_status.labels IS 'As given to subscribe()';
-COMMENT ON COLUMN outbox.subscription_status.state IS 'active, paused (by pause()), disabled (see reason), or open (failing: only probes are sent)';
+COMMENT ON COLUMN outbox.subscription_status.state IS 'active, paused (by pause() or pause_all()), disabled (see reason), or open (failing: only probes are sent)';
 COMMENT ON COLUMN outbox.subscription_status.reason IS 'Why it is paused or disabled';
 COMMENT ON COLUMN outbox.subscription_status.lag_events IS 'Events of the log it has not done yet, about; those that do not match it count until it has read past them';
 COMMENT ON COLUMN outbox.subscription_status.lag_seconds IS 'Age of the oldest of them; 0: none';
@@ -2283,8 +2328,8 @@ COMMENT ON COLUMN outbox.subscription_status.in_flight IS 'Requests sent and not
 COMMENT ON COLUMN outbox.subscription_status.dead IS 'Dead letters';
 COMMENT ON COLUMN outbox.subscription_status.blocked_keys IS 'Keys held back by an event that was not delivered';
 COMMENT ON COLUMN outbox.subscription_status.pinned_bytes IS 'Full segments of the event log that cannot be emptied before it has read them';
-COMMENT ON COLUMN outbox.subscription_status.breaker_open_until IS 'Until when nothing but probes is sent';
-COMMENT ON COLUMN outbox.subscription_status.next_probe_at IS 'When the next probe is';
+COMMENT ON COLUMN outbox.subscription_status.breaker_open_until IS 'Until when nothing is sent: open, and at least until then; NULL: the circuit breaker is closed';
+COMMENT ON COLUMN outbox.subscription_status.next_probe_at IS 'When the next probe is, or was if it is on its way';
 COMMENT ON COLUMN outbox.subscription_status.last_success_at IS 'The last 2xx since the worker started';
 COMMENT ON COLUMN outbox.subscription_status.last_error_at IS 'The last failure since the worker started';
 COMMENT ON COLUMN outbox.subscription_status.last_error IS 'What it was';
@@ -2638,6 +2683,7 @@ DECLARE
         'gaps',                 '{"warning": 1,    "critical": null}'::jsonb,    -- gaps of a day
         'oldest_prepared_xact', '{"warning": 600,  "critical": 3600}'::jsonb,    -- seconds
         'dead_letters',         '{"warning": 1,    "critical": 1000}'::jsonb,    -- dead letters
+        'breakers_open',        '{"warning": 1,    "critical": null}'::jsonb,    -- subscriptions
         'disabled',             '{"warning": 1,    "critical": null}'::jsonb,    -- subscriptions
         'maintenance_age',      '{"warning": 300,  "critical": 3600}'::jsonb,    -- seconds
         'secret_key',           '{"warning": null, "critical": 1}'::jsonb,       -- 1: the file cannot be used
@@ -2778,7 +2824,14 @@ BEGIN
                    (SELECT count(*) FROM outbox.subscription AS s WHERE s.state = 'disabled'), 'disabled subscriptions; why, is in outbox.subscription_status',
                    'If the receiver is gone, set the right URL with outbox.alter_subscription(), then outbox.resume(); or outbox.unsubscribe().'
             UNION ALL
-            SELECT 13, 'maintenance_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.maintained_at, worker.started_at, pg_postmaster_start_time())), 1),
+            SELECT * FROM (
+                SELECT 13, 'breakers_open', string_agg(x.name, ', ' ORDER BY x.name) FILTER (WHERE x.n <= 5), count(*)::numeric,
+                       COALESCE('subscriptions that get nothing but probes, for they fail: ' || (array_agg(x.last_error ORDER BY x.name))[1], 'no subscription is cut off for its failures'),
+                       'Repair the receiver: the next probe that is answered closes the breaker, and so does outbox.resume(). Events wait in the log.'
+                  FROM (SELECT s.name, r.last_error, row_number() OVER (ORDER BY s.name) AS n FROM outbox._runtime() AS r JOIN outbox.subscription AS s ON s.id = r.subscription_id
+                         WHERE s.state = 'active' AND r.breaker_open_until IS NOT NULL) AS x) AS breakers WHERE blind IS NULL
+            UNION ALL
+            SELECT 14, 'maintenance_age', NULL, round(EXTRACT(epoch FROM clock_timestamp() - COALESCE(worker.maintained_at, worker.started_at, pg_postmaster_start_time())), 1),
                    'seconds since the last round of maintenance',
                    'The worker does it unless outbox.auto_maintain is off: then schedule outbox.maintain().'
              WHERE blind IS NULL AND (wanted OR EXISTS (SELECT FROM outbox.subscription AS s) OR EXISTS (SELECT FROM outbox.inbox AS i) OR EXISTS (SELECT FROM outbox.idempotency_key AS k))
@@ -2823,7 +2876,7 @@ $$;
 COMMENT ON FUNCTION outbox.health(jsonb) IS
 'What is well and what is not: a row per check, with status ok, warning or critical, and what to do (action).
 Checks: preload, versions, launcher, worker_slots (1 is trouble); armed (1: not armed, 2: no worker); tick_age, oldest_undelivered, oldest_prepared_xact, maintenance_age (seconds);
-log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, inbox_retention, secrets_encrypted (that are not), secrets_unreadable, scheduled_overdue (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
+log_size, log_pinned (bytes); backlog (share of outbox.max_backlog_age or outbox.max_backlog_size that is used up); gaps (of the last day), dead_letters, disabled, breakers_open, inbox_retention, secrets_encrypted (that are not), secrets_unreadable, scheduled_overdue (how many); secret_key (1: the file cannot be used). Without the preloaded library only preload and what the tables tell are checked.
 thresholds: {"check_name": {"warning": number, "critical": number}}, from which value on; null is never; what is not given is as usual. Errors: 22023 for an invalid threshold.';
 
 -- ===== pull =============================================================================================================
@@ -2918,6 +2971,8 @@ SET search_path = pg_catalog, pg_temp AS $$
         (2, 'SELECT',      'TABLE outbox.replay'),
         (3, 'EXECUTE',     'FUNCTION outbox.start'),
         (3, 'EXECUTE',     'FUNCTION outbox.stop'),
+        (3, 'EXECUTE',     'FUNCTION outbox.pause_all'),
+        (3, 'EXECUTE',     'FUNCTION outbox.resume_all'),
         (3, 'EXECUTE',     'FUNCTION outbox.maintain'),
         (3, 'EXECUTE',     'FUNCTION outbox.health'),
         (3, 'EXECUTE',     'FUNCTION outbox.redrive'),

@@ -392,12 +392,15 @@ outbox_runtime(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	OutboxDatabase *database = outbox_bell_find(MyDatabaseId);
 	OutboxLaneCopy *lanes;
+	bool		running;
 	int			n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (database == NULL)
 		return (Datum) 0;
 
+	/* a breaker is a worker's: none is open where there is none */
+	running = database->worker_pid != 0;
 	lanes = outbox_bell_copy_lanes(database, &n);
 	for (int i = 0; i < n; i++)
 	{
@@ -413,8 +416,8 @@ outbox_runtime(PG_FUNCTION_ARGS)
 		add_time(&row, status->oldest_at);
 		add_time(&row, status->last_success_at);
 		add_time(&row, status->last_error_at);
-		add_time(&row, status->breaker_open_until);
-		add_time(&row, status->next_probe_at);
+		add_time(&row, running ? status->breaker_open_until : 0);
+		add_time(&row, running ? status->next_probe_at : 0);
 		add_text(&row, status->last_error);
 		tuplestore_putvalues(result->setResult, result->setDesc, row.values, row.nulls);
 	}

@@ -26,6 +26,7 @@ PGDLLEXPORT int outbox_segment_size = 1024 * 1024;
 PGDLLEXPORT int outbox_segment_age = 0;
 PGDLLEXPORT int outbox_attempt_log = OUTBOX_ATTEMPTS_ALL;
 PGDLLEXPORT int outbox_max_in_flight = 512;
+PGDLLEXPORT int outbox_max_in_flight_per_tenant = 50;
 PGDLLEXPORT int outbox_inbox_retention = 7 * SECS_PER_DAY;
 PGDLLEXPORT int outbox_request_retention = SECS_PER_DAY;
 PGDLLEXPORT int outbox_request_lease = 60;
@@ -180,6 +181,11 @@ define_traffic(void)
 							"Requests of one database that may be in flight at a time.",
 							NULL,
 							&outbox_max_in_flight, 512, 1, 10000,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_in_flight_per_tenant",
+							"Requests of one tenant's subscriptions that may be in flight at a time.",
+							NULL,
+							&outbox_max_in_flight_per_tenant, 50, 1, 10000,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("outbox.source",
 							   "CloudEvents source of all events.",

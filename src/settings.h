@@ -28,6 +28,7 @@ extern PGDLLIMPORT int outbox_segment_size; /* SIGHUP, kB, 1 GB: rotate when the
 extern PGDLLIMPORT int outbox_segment_age;	/* SIGHUP, s, 0: rotate when it is older; 0: event_retention / 12 */
 extern PGDLLIMPORT int outbox_attempt_log;	/* SIGHUP, enum OutboxAttemptLog: all | failures | none */
 extern PGDLLIMPORT int outbox_max_in_flight;	/* SIGHUP, 512: requests at a time, all subscriptions of a database together */
+extern PGDLLIMPORT int outbox_max_in_flight_per_tenant;	/* SIGHUP, 50: of those, of the subscriptions of one tenant */
 extern PGDLLIMPORT int outbox_inbox_retention;	/* SIGHUP, s, 7 d */
 extern PGDLLIMPORT int outbox_request_retention;	/* SIGHUP, s, 24 h */
 extern PGDLLIMPORT int outbox_request_lease;	/* USERSET, s, 1 min */

@@ -117,7 +117,7 @@ outbox_batch_next_ripe(void)
 int
 outbox_batch_most(const OutboxItem *item)
 {
-	int			most = item->lane->subscription->batch_size;
+	int			most = item->probe ? 1 : item->lane->subscription->batch_size;	/* a probe counts for one event alone */
 
 	for (int i = 0; i < item->attempts && most > 1; i++)
 		most = (most + SHRINKS_BY - 1) / SHRINKS_BY;

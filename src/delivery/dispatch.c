@@ -20,6 +20,10 @@
 #include "dispatch.h"
 #include "event_id.h"
 
+#define STREAK_NOTED_AFTER (INT64CONST(60) * USECS_PER_SEC)	/* a streak of failures that has lasted so long is written down */
+#define STREAK_GRACE USECS_PER_HOUR /* one that was read back must go on for as long before it counts */
+#define DISABLE_ATTEMPTS 10		/* failures in a row that disable_after asks for, beside the time */
+
 /* The lanes that ask for one tenant's events. */
 typedef struct TenantEntry
 {
@@ -86,12 +90,60 @@ outbox_dispatch_reindex(void)
 }
 
 static void
+tell_breaker(OutboxLane *lane)
+{
+	TimestampTz at = lane->breaker.state == OUTBOX_BREAKER_CLOSED ? 0 : lane->breaker.probe_at;
+
+	if (lane->status == NULL || (lane->status->breaker_open_until == at && lane->status->next_probe_at == at))
+		return;
+	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
+	lane->status->breaker_open_until = lane->status->next_probe_at = at;
+	LWLockRelease(&database->lock);
+}
+
+/* Another endpoint, or somebody who says that it is well again: what is known of its failures is of no use any more. */
+static void
+revise_breaker(OutboxLane *lane, const OutboxSubscription *before, const OutboxSubscription *now)
+{
+	if (now->pull)
+		return;
+	if (before->pull || strcmp(before->endpoint.url, now->endpoint.url) != 0 || before->state_since != now->state_since)
+	{
+		lane->breaker = (OutboxBreaker) {0};
+		lane->answers = false;
+		lane->streak = (OutboxStreak) {0};
+		if (lane->streak_noted)
+			outbox_ledger_failing(now->id, 0);
+		lane->streak_noted = false;
+	}
+	else if (before->breaker.probe != now->breaker.probe || before->breaker.max != now->breaker.max)
+		outbox_breaker_retime(&lane->breaker, &now->breaker, GetCurrentTimestamp());
+	tell_breaker(lane);
+}
+
+/* A lane that is new to this worker: the breaker begins closed, and the time before the worker started is not held against the endpoint alone. */
+static void
+begin_breaker(OutboxLane *lane)
+{
+	const OutboxSubscription *subscription = lane->subscription;
+	int64		grace = Min(STREAK_GRACE, subscription->disable_after / 10);
+
+	lane->streak_noted = subscription->failing_since != 0;
+	if (lane->streak_noted)
+		lane->streak.since = Max(subscription->failing_since, GetCurrentTimestamp() - subscription->disable_after + grace);
+	tell_breaker(lane);
+}
+
+static void
 reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
 {
 	bool		unorder = lane->subscription->ordered && !subscription->ordered;
 
+	revise_breaker(lane, lane->subscription, subscription);
 	outbox_subscription_unpin(lane->subscription);
 	lane->subscription = outbox_subscription_pin(subscription);
+	outbox_lane_delist(lane);	/* its turn may be another one, or come at another time */
+	outbox_turns_join(lane);
 	if (!outbox_ledger_disabling(subscription->id))
 		lane->disabled = false;
 	if (unorder)
@@ -100,10 +152,7 @@ reconfigure(OutboxLane *lane, OutboxSubscription *subscription)
 	if (outbox_lane_may_send(lane))
 		outbox_lane_enlist(lane);
 	else
-	{
-		outbox_lane_delist(lane);
 		outbox_lane_shed(lane);
-	}
 }
 
 void
@@ -123,6 +172,7 @@ outbox_dispatch_configure(List *subscriptions, List **added)
 		else
 		{
 			lane = outbox_lane_create(subscription);
+			begin_breaker(lane);
 			*added = lappend(*added, lane);
 		}
 		lane->present = true;
@@ -169,12 +219,17 @@ forget_seen(OutboxItem *item)
 static void
 drop_unseen(OutboxItem *item)
 {
+	OutboxLane *lane = item->lane;
+
 	if (item->seen)
 		return;
 	if (item->state == OUTBOX_ITEM_IN_FLIGHT)
 		item->withdrawn = true;
 	else
+	{
 		outbox_item_finish(item);
+		outbox_lane_enlist(lane);
+	}
 }
 
 void
@@ -318,10 +373,12 @@ outbox_dispatch_to_fetch(OutboxItem **items, int max)
 static void
 bury(OutboxItem *item)
 {
+	OutboxLane *lane = item->lane;
 	OutboxExchange lost = {.outcome = OUTBOX_INTERNAL, .error = "the event no longer exists"};
 
 	outbox_item_note(item, OUTBOX_ROW_DEAD, &lost, "internal", true);
 	outbox_item_finish(item);
+	outbox_lane_enlist(lane);	/* another one may be what its breaker is probed with */
 }
 
 void
@@ -348,15 +405,38 @@ outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk)
 
 /* ---- out ---- */
 
+static void
+begin_request(OutboxItem *item, const OutboxGrant *grant, TimestampTz now)
+{
+	OutboxLane *lane = item->lane;
+
+	if (lane->requests == 0)
+		lane->heard_at = now;
+	item->grant = *grant;
+	outbox_turns_begin(lane, grant);
+	if (lane->subscription->rate_limit > 0)
+		outbox_bucket_take(&lane->bucket, lane->subscription->rate_limit, now);
+	item->probe = lane->breaker.state == OUTBOX_BREAKER_OPEN;
+	if (item->probe)
+		outbox_breaker_probe(&lane->breaker);
+}
+
 OutboxItem *
 outbox_dispatch_next(int max_in_flight, TimestampTz now)
 {
 	OutboxLane *lane;
+	OutboxGrant grant;
 
-	while (total_in_flight < max_in_flight && (lane = outbox_lane_next()) != NULL)
+	while ((lane = outbox_turns_next(max_in_flight, now, &grant)) != NULL)
 	{
-		OutboxItem *item = dlist_head_element(OutboxItem, queue, &lane->ready);
+		OutboxItem *item;
 
+		if (dlist_is_empty(&lane->ready) || !outbox_lane_may_send(lane))
+		{
+			outbox_lane_enlist(lane);
+			continue;
+		}
+		item = dlist_head_element(OutboxItem, queue, &lane->ready);
 		if (item->logged == NULL)
 		{
 			dlist_delete(&item->queue);
@@ -366,9 +446,11 @@ outbox_dispatch_next(int max_in_flight, TimestampTz now)
 			outbox_lane_enlist(lane);
 			continue;
 		}
+		if (lane->subscription->rate_limit > 0)
+			now = GetCurrentTimestamp();	/* not earlier than the moment at which it had a token */
 		outbox_item_fly(item, now);
-		lane->requests++;
 		total_in_flight++;
+		begin_request(item, &grant, now);
 		return item;
 	}
 	return NULL;
@@ -534,14 +616,16 @@ let_go(OutboxItem *item)
 	lane->flying_bytes -= item->size;
 	outbox_subscription_unpin(item->subscription);
 	item->subscription = NULL;
+	item->probe = false;
 }
 
 /* The request is over: they are no longer part of one. */
 static void
-end_request(OutboxItem *const *items, int n)
+end_request(OutboxItem *const *items, int n, TimestampTz now)
 {
 	total_in_flight--;
-	items[0]->lane->requests--;
+	outbox_turns_end(items[0]->lane, &items[0]->grant);
+	items[0]->lane->heard_at = now;
 	for (int i = 0; i < n; i++)
 		let_go(items[i]);
 }
@@ -555,12 +639,74 @@ free_dropped(OutboxLane *lane, OutboxItem *const *items, int n)
 		outbox_lane_free(lane);
 }
 
+/* Nothing but failures, for long enough: nothing more goes there until an operator says so. */
+static void
+give_up_endpoint(OutboxLane *lane, TimestampTz now)
+{
+	char	   *reason = psprintf("nothing but failures since %s, %d of them in a row", timestamptz_to_str(lane->streak.since),
+								  lane->streak.attempts);
+
+	lane->disabled = true;
+	outbox_lane_delist(lane);
+	outbox_ledger_disable(lane->subscription->id, reason);
+	pfree(reason);
+}
+
+/*
+ * How long it has been failing outlives the worker: it is written down once it has lasted for a while, and once more when it is over, so that it costs no write
+ * for an event, and none for an endpoint that just stumbles.
+ */
+static void
+watch_streak(OutboxLane *lane, OutboxOutcome outcome, TimestampTz started_at, TimestampTz now)
+{
+	const OutboxSubscription *subscription = lane->subscription;
+
+	outbox_streak_add(&lane->streak, outcome, started_at);
+	if (lane->streak.since == 0 && lane->streak_noted)
+	{
+		outbox_ledger_failing(subscription->id, 0);
+		lane->streak_noted = false;
+	}
+	else if (!lane->streak_noted &&
+			 outbox_streak_lasts(&lane->streak, Min(STREAK_NOTED_AFTER, subscription->disable_after / 10), 1, now))
+	{
+		outbox_ledger_failing(subscription->id, lane->streak.since);
+		lane->streak_noted = true;
+	}
+	if (!lane->disabled &&
+		outbox_streak_lasts(&lane->streak, subscription->disable_after, DISABLE_ATTEMPTS, now))
+		give_up_endpoint(lane, now);
+}
+
+/* What the end of a request says about the endpoint. */
+static void
+judge_endpoint(OutboxLane *lane, const OutboxExchange *exchange, bool splits, bool probe, TimestampTz started_at, TimestampTz now)
+{
+	const OutboxSubscription *subscription = lane->subscription;
+	OutboxEvidence evidence = outbox_evidence(exchange->outcome, exchange->status);
+	int64		asked = Min(exchange->retry_after, subscription->retry.max);
+
+	lane->answers |= evidence == OUTBOX_ALIVE;
+	watch_streak(lane, exchange->outcome, started_at, now);
+	if (splits && exchange->status != 0)
+		evidence = OUTBOX_NO_EVIDENCE;	/* it may be one member's fault; the parts will tell */
+	if (!outbox_breaker_judge(&lane->breaker, &subscription->breaker, evidence, probe, now, asked,
+							  pg_prng_double(&pg_global_prng_state), subscription->max_in_flight))
+		return;
+	tell_breaker(lane);
+	outbox_lane_delist(lane);
+	if (lane->breaker.state != OUTBOX_BREAKER_CLOSED)
+		outbox_lane_shed(lane);	/* its events wait in the log */
+}
+
 void
 outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *exchange, TimestampTz now)
 {
 	OutboxLane *lane = items[0]->lane;
 	OutboxSubscription *subscription = outbox_subscription_pin(items[0]->subscription);
 	double		dice = pg_prng_double(&pg_global_prng_state);
+	TimestampTz started_at = items[0]->started_at;
+	bool		probe = items[0]->probe;
 	bool		splits;
 
 	if (exchange->outcome == OUTBOX_DELIVERED)
@@ -568,7 +714,7 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 	else if (n > 1 || items[0]->attempts == 0)
 		lane->failures++;		/* one that fails again and again says nothing about the others */
 	splits = outbox_batch_splits(items, n, exchange, now, dice);
-	end_request(items, n);
+	end_request(items, n, now);
 	if (lane->dropped)
 	{
 		free_dropped(lane, items, n);
@@ -601,6 +747,7 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 			conclude(item, exchange, &verdict);
 		}
 	}
+	judge_endpoint(lane, exchange, splits, probe, started_at, now);
 	outbox_subscription_unpin(subscription);
 	outbox_lane_enlist(lane);
 }

@@ -70,10 +70,10 @@ static MemoryContext context;
 static HTAB *lanes;
 static HTAB *keys;
 static HTAB *rows;
-static dlist_head round_robin = DLIST_STATIC_INIT(round_robin);
 static dlist_head tight_lanes = DLIST_STATIC_INIT(tight_lanes);
 static dlist_head behind = DLIST_STATIC_INIT(behind);	/* lanes that are not at the head */
 static pairingheap *due;
+static pairingheap *wakes;		/* lanes with a timer */
 static uint64 head_offset = 0;
 static int	done = 0;			/* items, since outbox_item_done() was last called */
 static int	total_outstanding = 0;
@@ -84,6 +84,15 @@ compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
 	TimestampTz first = pairingheap_const_container(OutboxItem, due, a)->next_at;
 	TimestampTz second = pairingheap_const_container(OutboxItem, due, b)->next_at;
+
+	return first < second ? 1 : first > second ? -1 : 0;
+}
+
+static int
+compare_wakes(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	TimestampTz first = pairingheap_const_container(OutboxLane, wake, a)->wake_at;
+	TimestampTz second = pairingheap_const_container(OutboxLane, wake, b)->wake_at;
 
 	return first < second ? 1 : first > second ? -1 : 0;
 }
@@ -108,6 +117,7 @@ outbox_lane_init(OutboxDatabase *of)
 	rows = make_hash("outbox exceptions", sizeof(RowId), sizeof(RowEntry));
 	old = MemoryContextSwitchTo(context);
 	due = pairingheap_allocate(compare_due, NULL);
+	wakes = pairingheap_allocate(compare_wakes, NULL);
 	MemoryContextSwitchTo(old);
 	outbox_batch_init(context);
 }
@@ -118,6 +128,109 @@ bool
 outbox_lane_may_send(const OutboxLane *lane)
 {
 	return lane->subscription->active && !lane->subscription->unreadable && !lane->disabled && !lane->dropped;
+}
+
+static void
+set_timer(OutboxLane *lane, TimestampTz at)
+{
+	if (lane->wake_at == at)
+		return;
+	if (lane->wake_at != 0)
+		pairingheap_remove(wakes, &lane->wake);
+	lane->wake_at = at;
+	if (at != 0)
+		pairingheap_add(wakes, &lane->wake);
+}
+
+void
+outbox_lane_wake(TimestampTz now)
+{
+	while (outbox_lane_next_wake() <= now)
+	{
+		OutboxLane *lane = pairingheap_container(OutboxLane, wake, pairingheap_first(wakes));
+
+		set_timer(lane, 0);
+		outbox_lane_enlist(lane);
+		if (lane->wake_at != 0 && lane->wake_at <= now)
+			break;				/* the clock was set back since `now` was read */
+	}
+}
+
+TimestampTz
+outbox_lane_next_wake(void)
+{
+	if (pairingheap_is_empty(wakes))
+		return DT_NOEND;
+	return pairingheap_container(OutboxLane, wake, pairingheap_first(wakes))->wake_at;
+}
+
+/* The oldest of them, which is not necessarily the first. */
+static OutboxItem *
+oldest_of(dlist_head *items, OutboxItem *oldest)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, items)
+	{
+		OutboxItem *item = dlist_container(OutboxItem, queue, iter.cur);
+
+		if (oldest == NULL || memcmp(&item->id, &oldest->id, sizeof(pg_uuid_t)) < 0)
+			oldest = item;
+	}
+	return oldest;
+}
+
+/* What an open breaker is probed with: the oldest event that could be sent, though its next attempt may be due later. */
+static void
+choose_probe(OutboxLane *lane)
+{
+	OutboxItem *item = oldest_of(&lane->retrying, oldest_of(&lane->ready, NULL));
+
+	dlist_delete(&item->queue);
+	if (item->state == OUTBOX_ITEM_RETRY)
+		pairingheap_remove(due, &item->due);
+	item->next_at = 0;
+	item->state = OUTBOX_ITEM_READY;
+	dlist_push_head(&lane->ready, &item->queue);
+}
+
+/* Do breaker and rate limit let it send now?  If only later, a timer is set. */
+static bool
+may_send_now(OutboxLane *lane)
+{
+	bool		open = lane->breaker.state != OUTBOX_BREAKER_CLOSED;
+	double		rate = lane->subscription->rate_limit;
+	TimestampTz now;
+	TimestampTz at;
+
+	if (!open && rate == 0)
+		return true;
+	now = at = GetCurrentTimestamp();
+	if (open)
+	{
+		if (lane->breaker.state == OUTBOX_BREAKER_PROBING || lane->fetching > 0)
+			return false;
+		at = Max(at, lane->breaker.probe_at);
+	}
+	if (rate > 0)
+		at = Max(at, outbox_bucket_next(&lane->bucket, rate, now));
+	if (at > now)
+	{
+		set_timer(lane, at);
+		return false;
+	}
+	if (open)
+		choose_probe(lane);
+	return true;
+}
+
+/* Is there anything that could be sent, if it may be sent? */
+static bool
+has_candidate(const OutboxLane *lane)
+{
+	/* dlist_is_empty() does not take a const list before PostgreSQL 16 */
+	return !dlist_is_empty(unconstify(dlist_head *, &lane->ready)) ||
+		(lane->breaker.state != OUTBOX_BREAKER_CLOSED && !dlist_is_empty(unconstify(dlist_head *, &lane->retrying)));
 }
 
 /* Requests' places that are taken, fetched events' too. For a batch many are fetched at a time, but then no more before those are in memory. */
@@ -134,24 +247,25 @@ places_taken(const OutboxLane *lane)
 static bool
 may_be_listed(OutboxLane *lane)
 {
-	return !lane->listed && !lane->subscription->pull && outbox_lane_may_send(lane) && !dlist_is_empty(&lane->ready) &&
-		places_taken(lane) < lane->subscription->max_in_flight;
+	return !lane->listed && !lane->subscription->pull && outbox_lane_may_send(lane) && has_candidate(lane) &&
+		places_taken(lane) < outbox_breaker_width(&lane->breaker, lane->subscription->max_in_flight);
 }
 
 void
 outbox_lane_enlist_ripe(OutboxLane *lane)
 {
-	if (!may_be_listed(lane))
+	if (!may_be_listed(lane) || !may_send_now(lane))
 		return;
-	dlist_push_tail(&round_robin, &lane->round);
-	lane->listed = true;
+	set_timer(lane, 0);
+	outbox_turns_enlist(lane);
 }
 
 /* Puts a lane into the round if it has something to send and may. */
 void
 outbox_lane_enlist(OutboxLane *lane)
 {
-	if (may_be_listed(lane) && !outbox_batch_waits(lane))
+	/* a probe is no batch */
+	if (may_be_listed(lane) && (lane->breaker.state != OUTBOX_BREAKER_CLOSED || !outbox_batch_waits(lane)))
 		outbox_lane_enlist_ripe(lane);
 }
 
@@ -159,37 +273,17 @@ void
 outbox_lane_delist(OutboxLane *lane)
 {
 	outbox_batch_forget(lane);
-	if (!lane->listed)
-		return;
-	dlist_delete(&lane->round);
-	lane->listed = false;
+	set_timer(lane, 0);
+	outbox_turns_delist(lane);
 }
 
-/* Takes the next lane out of the round; NULL: nobody has anything to send. */
-OutboxLane *
-outbox_lane_next(void)
-{
-	while (!dlist_is_empty(&round_robin))
-	{
-		OutboxLane *lane = dlist_head_element(OutboxLane, round, &round_robin);
-
-		outbox_lane_delist(lane);
-		if (!dlist_is_empty(&lane->ready) && outbox_lane_may_send(lane))
-			return lane;
-	}
-	return NULL;
-}
-
-bool
-outbox_lane_waits(void)
-{
-	return !dlist_is_empty(&round_robin);
-}
-
+/* When memory is half full, those who get no answers make room first. */
 static bool
-is_crowded(void)
+is_crowded(const OutboxLane *lane)
 {
-	return total_outstanding >= CROWD || total_bytes >= CROWD_BYTES;
+	if (total_outstanding < CROWD / 2 && total_bytes < CROWD_BYTES / 2)
+		return false;
+	return total_outstanding >= CROWD || total_bytes >= CROWD_BYTES || outbox_turns_trust(lane, GetCurrentTimestamp()) == OUTBOX_SILENT;
 }
 
 static int
@@ -197,7 +291,7 @@ lane_room(const OutboxLane *lane)
 {
 	const OutboxSubscription *subscription = lane->subscription;
 
-	if (is_crowded())
+	if (is_crowded(lane))
 		return LANE_ROOM_CROWDED;
 	if (subscription->format != OUTBOX_FORMAT_BATCH)
 		return LANE_ROOM;
@@ -208,16 +302,23 @@ lane_room(const OutboxLane *lane)
 static Size
 lane_bytes(const OutboxLane *lane)
 {
-	if (is_crowded())
+	if (is_crowded(lane))
 		return LANE_BYTES / 16;
 	return lane->subscription->format == OUTBOX_FORMAT_BATCH ? Max(LANE_BYTES, 2 * (Size) lane->subscription->batch_bytes) : LANE_BYTES;
+}
+
+/* An open breaker needs one event to probe with; all others stay in the log. */
+static bool
+is_held_back(const OutboxLane *lane)
+{
+	return lane->breaker.state != OUTBOX_BREAKER_CLOSED && (has_candidate(lane) || lane->requests + lane->fetching > 0);
 }
 
 /* One event always has room, however large. */
 bool
 outbox_lane_has_room(const OutboxLane *lane)
 {
-	return outbox_lane_may_send(lane) && lane->n_rows < lane->subscription->max_blocked &&
+	return outbox_lane_may_send(lane) && !is_held_back(lane) && lane->n_rows < lane->subscription->max_blocked &&
 		(lane->n_outstanding == 0 ||
 		 (lane->n_outstanding < lane_room(lane) && lane->outstanding_bytes < lane_bytes(lane)));
 }
@@ -344,7 +445,7 @@ outbox_lane_head_may_read(TimestampTz now)
 	{
 		OutboxLane *lane = dlist_container(OutboxLane, tight_node, iter.cur);
 
-		if (!lane->slow && !TimestampDifferenceExceeds(lane->tight_at, now, HEAD_PATIENCE_MS))
+		if (!lane->slow && outbox_turns_trust(lane, now) != OUTBOX_SILENT && !TimestampDifferenceExceeds(lane->tight_at, now, HEAD_PATIENCE_MS))
 			return false;
 	}
 	return true;
@@ -369,6 +470,7 @@ void
 outbox_item_retry(OutboxItem *item)
 {
 	item->state = OUTBOX_ITEM_RETRY;
+	dlist_push_tail(&item->lane->retrying, &item->queue);
 	pairingheap_add(due, &item->due);
 }
 
@@ -387,6 +489,7 @@ outbox_item_due(TimestampTz now)
 	{
 		OutboxItem *item = pairingheap_container(OutboxItem, due, pairingheap_remove_first(due));
 
+		dlist_delete(&item->queue);
 		item->next_at = 0;
 		outbox_item_ready(item, false);
 	}
@@ -434,6 +537,7 @@ unqueue(OutboxItem *item)
 			dlist_delete(&item->queue);
 			break;
 		case OUTBOX_ITEM_RETRY:
+			dlist_delete(&item->queue);
 			pairingheap_remove(due, &item->due);
 			break;
 		case OUTBOX_ITEM_WAITING:
@@ -817,7 +921,7 @@ outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
 
 		young |= overtaken && !old && !blocked;
-		if (!(overtaken && old) && !blocked)
+		if (!(overtaken && old) && (at_once || !blocked))
 			continue;
 		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
 			break;
@@ -840,6 +944,8 @@ outbox_lane_create(OutboxSubscription *subscription)
 	dlist_push_tail(&behind, &lane->behind);
 	dlist_init(&lane->outstanding);
 	dlist_init(&lane->ready);
+	dlist_init(&lane->retrying);
+	outbox_turns_join(lane);
 	lane->status = outbox_bell_lane(database, subscription->id, true);
 	return lane;
 }
@@ -958,6 +1064,7 @@ outbox_lane_drop(OutboxLane *lane)
 		dlist_delete(&lane->behind);
 	lane->at_head = false;
 	watch_room(lane);
+	outbox_turns_leave(lane);
 	hash_search(lanes, &id, HASH_REMOVE, NULL);
 	outbox_bell_forget_lane(database, id);
 	if (lane->in_flight == 0)

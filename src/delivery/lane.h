@@ -7,9 +7,11 @@
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
 
+#include "breaker.h"
 #include "ledger.h"
 #include "subscription.h"
 #include "tick.h"
+#include "turns.h"
 
 typedef enum OutboxItemState
 {
@@ -21,7 +23,6 @@ typedef enum OutboxItemState
 	OUTBOX_ITEM_HELD			/* dead, and holds back its key until an operator decides */
 } OutboxItemState;
 
-typedef struct OutboxLane OutboxLane;
 typedef struct OutboxLease OutboxLease;
 
 /* One event for one subscription, not yet done. */
@@ -41,6 +42,8 @@ typedef struct OutboxItem
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
 	bool		replayed;		/* on behalf of a replay */
+	bool		probe;			/* IN_FLIGHT: of an open breaker */
+	OutboxGrant grant;			/* IN_FLIGHT: the slots it has */
 	int			attempts;
 	int			together;		/* the largest batch it may be part of, after a split; 0: not split */
 	TimestampTz entered_at;
@@ -56,7 +59,7 @@ typedef struct OutboxItem
 	OutboxSubscription *subscription;	/* IN_FLIGHT: pinned, what the request was made with */
 
 	dlist_node	outstanding;	/* in log order, unless row */
-	dlist_node	queue;			/* READY: the lane's queue; FETCHING: everybody's; IN_FLIGHT: lease.c's lists */
+	dlist_node	queue;			/* READY, RETRY: the lane's queue; FETCHING: everybody's; IN_FLIGHT: lease.c's lists */
 	dlist_node	key_node;		/* among the items of its key */
 	pairingheap_node due;		/* RETRY */
 } OutboxItem;
@@ -65,13 +68,15 @@ struct OutboxLane
 {
 	OutboxSubscription *subscription;
 	bool		dropped;		/* unsubscribed; freed when nothing is in flight */
-	bool		disabled;		/* by a 410, until a reload says otherwise */
+	bool		disabled;		/* by its failures, until a reload says otherwise */
 	bool		at_head;
 	bool		slow;			/* fell off the head not long ago */
 	bool		need_settled;	/* may meet events that have rows already */
 	bool		marked;			/* its newest persisted cursor says "at head" … */
 	OutboxPosition written;		/* … or this */
-	bool		listed;			/* in the round */
+	bool		listed;			/* in the round of its party … */
+	bool		aside;			/* … or beside it, for want of a slot */
+	bool		active;			/* counted among those at work */
 	bool		present;		/* in the configuration that is being taken over */
 	TimestampTz fell_at;
 	OutboxPosition position;	/* how far it has read, unless at_head */
@@ -92,7 +97,18 @@ struct OutboxLane
 	int			fetching;
 	dlist_head	outstanding;
 	dlist_head	ready;
-	dlist_node	round;			/* among the lanes with something to send, if listed */
+	dlist_head	retrying;
+	OutboxParty *party;			/* with whom it takes turns */
+	int			reserved;		/* slots of its party's reserve that it holds */
+	dlist_node	round;			/* among the party's lanes with something to send, if listed */
+	TimestampTz heard_at;		/* with requests in flight: since when nothing has been answered */
+	bool		answers;		/* has answered something */
+	OutboxBreaker breaker;
+	OutboxBucket bucket;
+	OutboxStreak streak;
+	bool		streak_noted;	/* in the table */
+	TimestampTz wake_at;		/* when it may send again, if there is a timer; 0: none */
+	pairingheap_node wake;
 	dlist_node	behind;			/* among the lanes that are not at the head */
 	bool		tight;			/* at the head, with little room left */
 	TimestampTz tight_at;
@@ -129,12 +145,14 @@ extern bool outbox_lane_has_room(const OutboxLane *lane);
 /* Is there room for so much that reading a chunk is worth it? */
 extern bool outbox_lane_is_hungry(const OutboxLane *lane);
 
-/* Into and out of the round of lanes that have something to send; the next in turn (out of the round), or NULL. */
+/* Takes turns from now on if it has something to send and may, now or when its breaker or its rate limit lets it; or no longer. */
 extern void outbox_lane_enlist(OutboxLane *lane);
 extern void outbox_lane_enlist_ripe(OutboxLane *lane);	/* whatever batch_linger says */
 extern void outbox_lane_delist(OutboxLane *lane);
-extern OutboxLane *outbox_lane_next(void);
-extern bool outbox_lane_waits(void);
+
+/* Lanes whose time has come take turns.  When the next one's will; DT_NOEND: none waits. */
+extern void outbox_lane_wake(TimestampTz now);
+extern TimestampTz outbox_lane_next_wake(void);
 
 /* The lane has read all that the head has, and follows it from now on; or it no longer does, and stays at this position. */
 extern void outbox_lane_attach(OutboxLane *lane);

@@ -38,7 +38,8 @@ typedef enum NoteKind
 	NOTE_PUT,
 	NOTE_REMOVE,
 	NOTE_DISABLE,
-	NOTE_ENABLE
+	NOTE_ENABLE,
+	NOTE_FAILING
 } NoteKind;
 
 typedef struct Note
@@ -222,6 +223,28 @@ outbox_ledger_enable(int32 subscription, const char *reason)
 		note_state(NOTE_ENABLE, subscription, reason);
 }
 
+void
+outbox_ledger_failing(int32 subscription, TimestampTz since)
+{
+	Note	   *note;
+	dlist_iter	iter;
+
+	/* one that was put off, for somebody has locked the row, must not come after this one */
+	dlist_foreach(iter, &notes)
+	{
+		note = dlist_container(Note, node, iter.cur);
+		if (note->kind == NOTE_FAILING && note->row.subscription == subscription)
+		{
+			note->row.first_at = since;
+			return;
+		}
+	}
+	note = new_note(NOTE_FAILING);
+	note->row.subscription = subscription;
+	note->row.first_at = since;
+	keep_note(note);
+}
+
 int
 outbox_ledger_pending(void)
 {
@@ -249,7 +272,7 @@ outbox_ledger_noted(int32 subscription, const pg_uuid_t *event_id)
 	{
 		const Note *note = dlist_container(Note, node, iter.cur);
 
-		if (!note->written && note->kind != NOTE_DISABLE && note->kind != NOTE_ENABLE && note->row.subscription == subscription &&
+		if (!note->written && (note->kind == NOTE_PUT || note->kind == NOTE_REMOVE) && note->row.subscription == subscription &&
 			memcmp(&note->row.event_id, event_id, sizeof(pg_uuid_t)) == 0)
 			return true;
 	}
@@ -311,6 +334,16 @@ static OutboxStatement enable = {
 
 static OutboxStatement is_disabled = {
 	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'disabled' AND s.reason = $2", 2, {INT4OID, TEXTOID}
+};
+
+static OutboxStatement failing = {
+	"UPDATE outbox.subscription s SET failing_since = $2"
+	" WHERE s.id = (SELECT l.id FROM outbox.subscription l WHERE l.id = $1 FOR UPDATE SKIP LOCKED)",
+	2, {INT4OID, TIMESTAMPTZOID}
+};
+
+static OutboxStatement exists = {
+	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1", 1, {INT4OID}
 };
 
 static OutboxStatement is_active = {
@@ -429,6 +462,21 @@ write_enable(const Note *note)
 	return SPI_processed == 0;
 }
 
+static bool
+write_failing(const Note *note)
+{
+	char		nulls[] = "  ";
+	Datum		values[2];
+
+	values[0] = Int32GetDatum(note->row.subscription);
+	values[1] = time_or_null(note->row.first_at, &nulls[1]);
+	outbox_statement_run(&failing, values, nulls);
+	if (SPI_processed == 1)
+		return true;
+	outbox_statement_run(&exists, values, NULL);
+	return SPI_processed == 0;
+}
+
 /* True if the note needs no other try once this transaction has committed. */
 static bool
 write_note(const Note *note)
@@ -453,6 +501,8 @@ write_note(const Note *note)
 			return write_disable(note);
 		case NOTE_ENABLE:
 			return write_enable(note);
+		case NOTE_FAILING:
+			return write_failing(note);
 	}
 	return !later;
 }

@@ -62,6 +62,9 @@ extern void outbox_ledger_disable(int32 subscription, const char *reason);
 /* As resume() does, if it is still disabled for this reason. */
 extern void outbox_ledger_enable(int32 subscription, const char *reason);
 
+/* Since when it has had nothing but failures; 0: no longer. */
+extern void outbox_ledger_failing(int32 subscription, TimestampTz since);
+
 /* How many notes wait to be written; how many of those are of rows that do not exist yet. */
 extern int	outbox_ledger_pending(void);
 extern int	outbox_ledger_new_rows(void);

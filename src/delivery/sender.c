@@ -285,6 +285,7 @@ outbox_sender_step(TimestampTz now)
 		ended++;
 	}
 	outbox_item_due(now);
+	outbox_lane_wake(now);
 	begin_at = GetCurrentTimestamp();
 	while (started < SEND_AT_ONCE && (started == 0 || !is_used_up(begin_at)) && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
 	{
@@ -326,5 +327,5 @@ outbox_sender_timeout(void)
 bool
 outbox_sender_can_send(void)
 {
-	return outbox_lane_waits() && outbox_dispatch_in_flight() < outbox_max_in_flight && !outbox_recorder_overdue();
+	return outbox_turns_wait(outbox_max_in_flight) && !outbox_recorder_overdue();
 }

@@ -32,7 +32,10 @@ static const char load_query[] =
 "       s.start_epoch, s.start_snapshot, s.start_next, s.start_clock, s.start_after,"
 "       s.format, s.batch_size, s.batch_bytes, (pg_catalog.date_part('epoch', s.batch_linger) * 1e6)::int8,"
 "       s.state = 'disabled' AND s.reason = '" OUTBOX_UNREADABLE "',"
-"       s.ca"
+"       s.ca,"
+"       s.rate_limit, s.breaker_threshold, (pg_catalog.date_part('epoch', s.breaker_probe) * 1e6)::int8,"
+"       (pg_catalog.date_part('epoch', s.breaker_max) * 1e6)::int8, (pg_catalog.date_part('epoch', s.disable_after) * 1e6)::int8,"
+"       s.failing_since, s.state_since"
 "  FROM outbox.subscription s ORDER BY s.id";
 
 static const char secrets_query[] =
@@ -67,12 +70,24 @@ boolean(int row, int number)
 	return DatumGetBool(column(row, number, &null)) && !null;
 }
 
+/* 0: NULL. */
 static double
 real(int row, int number)
 {
 	bool		null;
+	Datum		value = column(row, number, &null);
 
-	return DatumGetFloat8(column(row, number, &null));
+	return null ? 0 : DatumGetFloat8(value);
+}
+
+/* 0: NULL. */
+static TimestampTz
+instant(int row, int number)
+{
+	bool		null;
+	Datum		value = column(row, number, &null);
+
+	return null ? 0 : DatumGetTimestampTz(value);
 }
 
 static char *
@@ -178,6 +193,20 @@ load_retry(OutboxRetryPolicy *retry, int row)
 }
 
 static void
+load_limits(OutboxSubscription *subscription, int row)
+{
+	subscription->max_in_flight = integer(row, 6);
+	subscription->max_blocked = integer(row, 7);
+	subscription->rate_limit = real(row, 34);
+	subscription->breaker.threshold = integer(row, 35);
+	subscription->breaker.probe = integer(row, 36);
+	subscription->breaker.max = integer(row, 37);
+	subscription->disable_after = integer(row, 38);
+	subscription->failing_since = instant(row, 39);
+	subscription->state_since = instant(row, 40);
+}
+
+static void
 wipe(void *arg)
 {
 	OutboxSubscription *subscription = arg;
@@ -207,8 +236,7 @@ load_one(int64 epoch, int row)
 	subscription->active = boolean(row, 3);
 	subscription->ordered = boolean(row, 4);
 	subscription->block_on_dead = boolean(row, 5);
-	subscription->max_in_flight = integer(row, 6);
-	subscription->max_blocked = integer(row, 7);
+	load_limits(subscription, row);
 	load_format(subscription, row);
 	load_endpoint(subscription, row);
 	subscription->pull = subscription->endpoint.url == NULL;

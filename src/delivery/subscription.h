@@ -6,6 +6,7 @@
 #ifndef OUTBOX_SUBSCRIPTION_H
 #define OUTBOX_SUBSCRIPTION_H
 
+#include "breaker.h"
 #include "http.h"
 #include "tick.h"
 
@@ -38,6 +39,11 @@ typedef struct OutboxSubscription
 	int			batch_size;		/* events … */
 	int			batch_bytes;	/* … and bytes of the body, at most */
 	int64		batch_linger;	/* microseconds */
+	double		rate_limit;		/* requests per second; 0: none */
+	OutboxBreakerPolicy breaker;
+	int64		disable_after;	/* microseconds; 0: never */
+	TimestampTz failing_since;	/* as noted in the table; 0: not */
+	TimestampTz state_since;	/* when it was paused, resumed, disabled */
 	OutboxEndpoint endpoint;
 	OutboxRetryPolicy retry;
 	int			n_signers;

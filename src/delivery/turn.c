@@ -122,6 +122,7 @@ time_to_wait(TimestampTz now)
 	if (outbox_sender_can_send())
 		return 0;
 	next = Min(next, Min(outbox_recorder_next(), Min(outbox_replay_next(), outbox_item_next_due())));
+	next = Min(next, outbox_lane_next_wake());
 	if (want_renewal)
 		next = Min(next, work->not_before[OUTBOX_STEP_MAINTAIN]);
 	next = Min(next, outbox_lease_next());

@@ -30,7 +30,7 @@ subscribe($node, 'fine', $receiver->url('/ok?fine'), types => [ 'fine', 'large' 
 wait_status($node, enqueue($node, 'fine', 1), 'fine', 'delivered');
 wait_for(sub { sql(q{SELECT count(*) FROM outbox.health() WHERE status <> 'ok'}) eq '0' }, 'health');
 is(sql(q{SELECT string_agg(check_name || ' ' || status, ', ') FROM outbox.health() WHERE status <> 'ok'}), '', 'nothing is wrong');
-is(sql('SELECT count(*) FROM outbox.health()'), '20', 'in twenty checks');
+is(sql('SELECT count(*) FROM outbox.health()'), '21', 'in twenty-one checks');
 
 # tick_age: a worker that hangs
 my $worker = worker_pid($node);
@@ -113,6 +113,16 @@ tells('disabled', 'warning', undef, 'gone');
 sql(q{SELECT outbox.alter_subscription('gone', url => } . literal($receiver->url('/ok?moved')) . q{); SELECT outbox.resume('gone')});
 tells('disabled', 'ok');
 wait_status($node, $id, 'gone', 'delivered');
+
+# breakers_open: the endpoint fails again and again
+$receiver->control(script => 'fails', then => 503);
+subscribe($node, 'fails', $receiver->url('/script/fails'), types => ['fails'], breaker_threshold => 2, breaker_probe => '100 ms', breaker_max => '100 ms');
+$id = enqueue($node, 'fails', 1);
+tells('breakers_open', 'warning', undef, 'fails');
+like(health('detail', 'breakers_open'), qr/503/, 'breakers_open: why');
+$receiver->control(script => 'fails', then => 200);
+tells('breakers_open', 'ok');
+wait_status($node, $id, 'fails', 'delivered');
 
 # maintenance_age
 sql('ALTER SYSTEM SET outbox.auto_maintain = off');

@@ -62,12 +62,12 @@ sub install
 
 sub literal { my ($text) = @_; return 'NULL' unless defined $text; return "'" . $text =~ s/'/''/gr . "'" }
 
-# subscribe(node, name, url, option => value…): returns the secret. Retries quickly unless told otherwise; `database` is none of the options.
+# subscribe(node, name, url, option => value…): returns the secret. Retries quickly, without a circuit breaker, unless told otherwise; `database` is none of the options.
 sub subscribe
 {
 	my ($node, $name, $url, %options) = @_;
 	my $database = delete $options{database} // 'postgres';
-	%options = (network => 'private', retry_base => '50 ms', retry_factor => 1, retry_jitter => 0, %options);
+	%options = (network => 'private', retry_base => '50 ms', retry_factor => 1, retry_jitter => 0, breaker_threshold => 0, %options);
 	my $list = join ', ', map { "$_ => " . (ref $options{$_} ? 'ARRAY[' . join(',', map { literal($_) } @{ $options{$_} }) . ']' . ($_ eq 'types' ? '::text[]' : '::int[]') : literal($options{$_})) }
 		sort keys %options;
 	return $node->safe_psql($database, 'SELECT outbox.subscribe(' . literal($name) . ', ' . literal($url) . ", $list)");
