@@ -31,7 +31,10 @@
 /* A batch is over after so many rows; the rest comes soon. */
 #define ROWS_AT_ONCE 1000
 
-/* Blocks that a batch looks at in vain: a part of the table, but at least so many.  With a batch every ten seconds the hand is round in three hours. */
+/*
+ * Blocks that a batch looks at in vain: a part of the table, but at least so many.  A round makes a batch even if its time is short: with one every ten seconds
+ * the hand is round in three hours.
+ */
 #define PART_AT_ONCE 1000
 #define LEAST_AT_ONCE 256
 
@@ -161,7 +164,7 @@ outbox_expiry_round(OutboxDatabase *database, OutboxExpiring what, TimestampTz n
 	do
 	{
 		*more = batch(what, &database->expiry_hands[what], blocks, &left, now, &deleted);
-	} while (*more && GetCurrentTimestamp() - began_at < budget);
+	} while (left > 0 && GetCurrentTimestamp() - began_at < budget);
 	return deleted;
 }
 

@@ -58,11 +58,13 @@ typedef struct Inbox
 	uint64		consumer_hash;
 	Relation	heap;
 	Relation	index;			/* the primary key */
+	struct IndexInfo *index_info;	/* of it, made for the first insertion */
 	bool		more_indexes;	/* that must be maintained too */
 	SnapshotData dirty;			/* sees what is not committed yet, and says by whom it is */
 	IndexScanDesc scan;
 	TupleTableSlot *found;
 	TupleTableSlot *fresh;
+	TransactionId durable;		/* known to be: a batch that comes again was accepted by one transaction, as a rule */
 } Inbox;
 
 /* ---- arguments ---- */
@@ -145,6 +147,8 @@ open_inbox(Inbox *inbox, text *consumer)
 	inbox->scan = OutboxIndexBeginScan(inbox->heap, inbox->index, &inbox->dirty, KEY_COLUMNS);
 	inbox->found = table_slot_create(inbox->heap, NULL);
 	inbox->fresh = NULL;
+	inbox->index_info = NULL;
+	inbox->durable = InvalidTransactionId;
 }
 
 /* The locks stay until the transaction ends, as an INSERT's would. */
@@ -186,7 +190,10 @@ insert(Inbox *inbox, text *id)
 	bool		nulls[KEY_COLUMNS] = {false};
 
 	if (slot == NULL)
+	{
 		slot = inbox->fresh = MakeSingleTupleTableSlot(RelationGetDescr(inbox->heap), &TTSOpsVirtual);
+		inbox->index_info = BuildIndexInfo(inbox->index);
+	}
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
 	memset(slot->tts_isnull, false, sizeof(bool) * INBOX_CONSUMER);
@@ -197,7 +204,7 @@ insert(Inbox *inbox, text *id)
 
 	/* The partial check neither raises nor waits. What it could find here did not come by way of accept(). */
 	table_tuple_insert(inbox->heap, slot, GetCurrentCommandId(true), 0, NULL);
-	if (!index_insert(inbox->index, values, nulls, &slot->tts_tid, inbox->heap, UNIQUE_CHECK_PARTIAL, false, BuildIndexInfo(inbox->index)))
+	if (!index_insert(inbox->index, values, nulls, &slot->tts_tid, inbox->heap, UNIQUE_CHECK_PARTIAL, false, inbox->index_info))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not accept the message"),
@@ -273,7 +280,9 @@ check_found(Inbox *inbox)
 				 errmsg("could not serialize access due to concurrent accept"),
 				 errdetail("A transaction that committed after this one took its snapshot has accepted the message."),
 				 errhint("The transaction might succeed if retried.")));
-	outbox_durable_wait(xmin);
+	if (!TransactionIdEquals(xmin, inbox->durable))
+		outbox_durable_wait(xmin);
+	inbox->durable = xmin;
 }
 
 static bool
