@@ -57,6 +57,9 @@ typedef enum UnscheduledColumn
 /* A move deletes and appends so many at a time: they are in memory together. */
 #define MOVE_AT_ONCE 200
 
+/* Of events that cannot be moved, a move reports no more. */
+#define REPORT_AT_ONCE 10
+
 static Oid
 table_oid(const char *name)
 {
@@ -355,22 +358,22 @@ move_row_carefully(Relation table, TupleTableSlot *slot, Batch *batch, Target *u
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("scheduled event %s cannot be delivered: %s",
-						DatumGetCString(DirectFunctionCall1(uuid_out, column(slot, EVENT_ID))), error->message)));
+		if (move->failed++ < REPORT_AT_ONCE)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("scheduled event %s cannot be delivered: %s",
+							DatumGetCString(DirectFunctionCall1(uuid_out, column(slot, EVENT_ID))), error->message)));
 		FreeErrorData(error);
 		batch->n = 0;
 		MemoryContextReset(batch->context);
 		move->moved = moved;
-		move->failed = true;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 }
 
-/* Moves what is due, up to the budget; returns false when that was not all. *last: the deliver_at of the last row seen. */
+/* Moves what is due, up to the budget; returns false when that was not all. *last: where to go on. */
 static bool
 move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, int64 budget, bool careful, OutboxMove *move)
 {
@@ -382,6 +385,7 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 	TimestampTz began_at = GetCurrentTimestamp();
 	IndexScanDesc scan = begin_scan(table, index, *last, false);
 	bool		all = true;
+	int			moved = 0;		/* before the last row */
 
 	batch->context = AllocSetContextCreate(CurrentMemoryContext, "outbox move", ALLOCSET_DEFAULT_SIZES);
 	while (index_getnext_slot(scan, ForwardScanDirection, slot))
@@ -391,6 +395,15 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 		CHECK_FOR_INTERRUPTS();
 		if (at > until)
 			break;
+
+		/* Not among events that are due at the same time, unless the last one is gone: else the next move would begin with the same ones. */
+		if (GetCurrentTimestamp() - began_at >= budget && (at > *last || move->moved > moved))
+		{
+			*last = at;
+			all = false;
+			break;
+		}
+		moved = move->moved;
 		*last = at;
 		if (DatumGetInt64(column(slot, EVENT_EPOCH)) != epoch)
 			continue;
@@ -405,11 +418,6 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 			move_row(table, slot, batch, move);
 		if (batch->n == MOVE_AT_ONCE)
 			flush(batch, &target);
-		if (GetCurrentTimestamp() - began_at >= budget)
-		{
-			all = false;
-			break;
-		}
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

@@ -15,7 +15,7 @@ typedef struct OutboxMove
 	int			moved;			/* so many events are in the log now */
 	bool		busy;			/* the table is locked: nothing was done */
 	bool		skipped;		/* somebody has locked events that are due: they are in none of these numbers */
-	bool		failed;			/* nor are some that cannot be moved; reported */
+	int			failed;			/* so many cannot be moved; the first are reported */
 	TimestampTz next;			/* no other event that this transaction can see is due earlier; DT_NOEND: none waits */
 } OutboxMove;
 

@@ -79,12 +79,14 @@ outbox_mover_step(TimestampTz now, bool look)
 		return false;
 	}
 	must_look = false;
-	if (move.failed)
+	if (move.failed > 0)
 		careful = CAREFUL_MOVES;
 	else if (careful > 0)
 		careful--;
 	(void) outbox_bell_lower_due(work->database, move.next);
 	plan_look(&move, now, look);
+	if (move.failed > 0 || (move.skipped && move.moved == 0))
+		outbox_work_pause(OUTBOX_BUSY_MS);	/* there may be many such */
 	work->want_tick = work->want_tick || move.moved > 0;
 	return move.moved > 0;
 }

@@ -47,5 +47,19 @@ my %some = map { $_->{id} => $_->{bytes} } $receiver->delivered('/ok?some');
 wait_for(sub { %some = map { $_->{id} => $_->{bytes} } $receiver->delivered('/ok?some'); keys %some == $many / 500 }, 'those that somebody wants');
 is(sql("SELECT count(*) FROM outbox.event WHERE type = 'some' AND scheduled_id = ANY ('{" . join(',', keys %some) . "}'::uuid[])"), $many / 500, 'arrive under the ids that enqueue() returned');
 
+# Many that are due at the same time, and being cancelled, hold up no other that is due then or later
+sql('SELECT outbox.stop()');
+wait_for(sub { sql('SELECT worker_pid IS NULL FROM outbox._worker()') eq 't' }, 'stopped');
+sql(q{SELECT count(outbox.enqueue('held', to_jsonb(i), deliver_at => now() + interval '1 h')) FROM generate_series(1, 20000) AS i});
+my @free = map { sql("SELECT outbox.enqueue('some', '$_', deliver_at => now() + interval '1 h')") } 1, 2;
+sql("UPDATE outbox.scheduled SET deliver_at = CASE id WHEN '$free[1]' THEN '2020-01-02' ELSE '2020-01-01' END::timestamptz");
+my $session = session($node);
+is($session->query(q{BEGIN; SELECT count(*) FROM outbox.scheduled WHERE type = 'held' AND outbox.cancel(id)}), 20000, 'many cancelled, not committed');
+sql('SELECT outbox.start()');
+wait_status($node, $_, 'some', 'delivered') for @free;
+$session->query('ROLLBACK');
+wait_for(sub { sql('SELECT count(*) FROM outbox.scheduled') == 0 }, 'the others follow', 60);
+is(sql(q{SELECT count(*), count(DISTINCT scheduled_id) FROM outbox.event WHERE type = 'held'}), '20000|20000', 'each once');
+
 $node->stop;
 done_testing();
