@@ -221,23 +221,28 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 static void
 give_up(OutboxLane *lane, OutboxLog *log, const pg_uuid_t *bound, const char *reason)
 {
-	Gap		   *gap = MemoryContextAllocZero(TopMemoryContext, sizeof(Gap));
-	OutboxPosition from = lane->position;	/* borrowed: the gap pins its ticks before the lane lets them go */
+	OutboxPosition from = lane->position;
 	OutboxPosition to = {.base = from.base, .upper = work->newest, .partial = true, .after = *bound};
+	Gap			found = {.subscription = lane->subscription->id, .reason = reason, .from = from};
+	Gap		   *gap;
 	uint64		seen;
 	MemoryContext old;
 
 	if (from.restored != 0)
 		to = (OutboxPosition) {.restored = from.restored, .base = outbox_tick_everything(), .upper = outbox_tick_everything()};
-	gap->subscription = lane->subscription->id;
-	gap->reason = reason;
-	outbox_position_set(&gap->from, &from);
-	outbox_position_set(&gap->to, &to);
-	seen = look_through(lane, gap, log, from.restored != 0 ? NULL : bound);
+	found.to = to;
+	seen = look_through(lane, &found, log, from.restored != 0 ? NULL : bound);
 
+	/* from here on nothing raises but for want of memory: the ticks were borrowed from the lane, and are pinned before it lets them go */
 	old = MemoryContextSwitchTo(TopMemoryContext);
+	gap = palloc(sizeof(Gap));
+	*gap = found;
 	gaps = lappend(gaps, gap);
 	MemoryContextSwitchTo(old);
+	outbox_tick_pin(from.base);
+	outbox_tick_pin(from.upper);
+	outbox_tick_pin(to.base);
+	outbox_tick_pin(to.upper);
 	if (from.restored != 0)
 		outbox_restore_done(lane);
 	else

@@ -48,7 +48,7 @@ sub check_partition
 	}
 	is($before, 0, "$name: nothing that lies in a gap was delivered");
 	is($after, 0, "$name: all else was delivered, once");
-	is(sql("SELECT sum(events) FROM outbox.gap WHERE subscription = '$name'"), $covered, "$name: its gaps say how many of its events they cover ($covered of " . @ids . ')');
+	is(sql("SELECT COALESCE(sum(events), 0) FROM outbox.gap WHERE subscription = '$name'"), $covered, "$name: its gaps say how many of its events they cover ($covered of " . @ids . ')');
 }
 
 # ---- a database that nobody delivers in yet; see the end ---------------------------------------------------------------------------------
@@ -59,12 +59,13 @@ subscribe($node, 'dormant', $receiver->url('/ok?dormant'), database => 'dormant'
 sql(q{SELECT outbox.pause('dormant')}, 'dormant');
 my @dormant = fill(30, undef, 'dormant');
 
-# ---- by age: one that is paused, one that fails, one that is fine -----------------------------------------------------------------------
+# ---- by age: one that is paused, one that fails, one that hangs, one that is fine -----------------------------------------------------------------------
 
 subscribe($node, 'fine', $receiver->url('/ok?fine'));
 subscribe($node, 'paused', $receiver->url('/ok?paused'));
 subscribe($node, 'other', $receiver->url('/ok?other'), types => ['never']);
 subscribe($node, 'failing', $receiver->url('/status/500?failing'), max_blocked => 3, give_up_after => '0', max_attempts => 1000, max_in_flight => 1, breaker_threshold => 0);
+subscribe($node, 'hanging', $receiver->url('/hang?hanging'), max_in_flight => 1, timeout => '10 min', give_up_after => '0');
 sql(q{SELECT outbox.pause('paused'); SELECT outbox.pause('other')});
 is(health("value || ' ' || status || ' ' || (subject IS NULL)", 'backlog'), '0 ok true', 'nobody holds a full segment of an empty log');
 my @ids = fill(40);
@@ -72,7 +73,7 @@ wait_status($node, $ids[-1], 'fine', 'delivered');
 ok(wait_for(sub { health('value', 'backlog') >= 0.0001 }, 'full segments being held'), 'those who cannot be served hold full segments');
 push @ids, fill(3);    # too little to fill the current segment
 wait_status($node, $ids[-1], 'fine', 'delivered');
-like(health('subject', 'backlog'), qr/^(failing|other|paused)$/, 'health() names one of them');
+like(health('subject', 'backlog'), qr/^(failing|hanging|other|paused)$/, 'health() names one of them');
 is(health('status', 'backlog'), 'ok', 'far from the bound that is well');
 is(health('status', 'backlog', { backlog => { warning => 0.0001 } }), 'warning', 'near it that is a warning');
 wait_for(sub { health('value', 'backlog') >= 0.0002 }, 'a second');
@@ -84,7 +85,8 @@ my $reader = session($node);
 $reader->query('BEGIN');
 $reader->query("SELECT count(*) FROM outbox.event WHERE id = '$ids[0]'");    # nothing can be emptied while it is open
 set('outbox.max_backlog_age' => '2s');
-ok(wait_for(sub { gaps('paused') > 0 && gaps('failing') > 0 }, 'the gaps'), 'beyond the bound they give up what is too old');
+ok(wait_for(sub { gaps('paused') > 0 && gaps('hanging') > 0 }, 'the gaps'), 'beyond the bound they give up what is too old');
+ok(wait_for(sub { sql(q{SELECT count(*) FROM outbox._backlog() WHERE subscription = 'failing'}) eq '0' }, 'the failing one'), 'one that has tried them all keeps them apart, and holds no full segment either');
 my ($last) = sql(q{SELECT max(to_id::text) FROM outbox.gap WHERE subscription = 'paused'});
 is(sql(q{SELECT reason, from_id, from_time = outbox._event_time(from_id), to_time = outbox._event_time(to_id), events > 0 FROM outbox.gap WHERE subscription = 'paused' ORDER BY id LIMIT 1}), "max_backlog_age|$ids[0]|t|t|t", 'a gap says why, from where to where, and how much');
 is(sql(q{SELECT count(*) FROM outbox.gap WHERE subscription IN ('fine', 'other')}), '0', 'who keeps up, or has nothing in it, has none');
@@ -99,7 +101,8 @@ is(sql("SELECT count(*) FROM outbox.trace('$ids[0]') WHERE subscription = 'pause
 is(sql(q{SELECT count(*) FROM outbox.delivery_status WHERE subscription = 'failing' AND status IN ('retrying', 'pending')}) > 0, 1, 'what was tried before the gap goes on being tried');
 my $tried = sql(q{SELECT event_id FROM outbox.delivery_status WHERE subscription = 'failing' ORDER BY event_id LIMIT 1});
 is($tried, $ids[0], 'the first of them too');
-is(health("status || ' ' || subject", 'gaps'), 'warning failing, paused', 'health() tells of gaps, and whose they are');
+is(status($ids[0], 'hanging') . ' ' . status($ids[1], 'hanging'), 'pending expired', 'what is in flight stays in flight, and what waits for it has expired');
+like(health("status || ' ' || subject", 'gaps'), qr/^warning (failing, )?hanging, paused$/, 'health() tells of gaps, and whose they are');
 like(health('action', 'gaps'), qr/outbox\.gap/, 'and where to look');
 $reader->query('COMMIT');
 ok(wait_for(sub { !there($ids[0]) }, 'the log being emptied'), 'the log is emptied');
@@ -111,13 +114,18 @@ my %row = map { $_ => 1 } split /\n/, sql(q{SELECT event_id FROM outbox.delivery
 set('outbox.max_backlog_age' => '1h');
 push @ids, fill(10);
 sql(q{SELECT outbox.resume('paused')});
+sql('SELECT outbox.alter_subscription(\'hanging\', url => ' . literal($receiver->url('/ok?hanging')) . ')');
+$receiver->control(release => JSON::PP::true);
 sql('SELECT outbox.alter_subscription(\'failing\', url => ' . literal($receiver->url('/ok?failing')) . ')');
 check_partition('paused', '/ok?paused', @ids);
+check_partition('hanging', '/ok?hanging', @ids[ 1 .. $#ids ]);
+ok(wait_for(sub { sql(q{SELECT count(*) FROM outbox.delivery_status WHERE subscription = 'hanging'}) eq '0' }, 'its end'), 'hanging: what was in flight is delivered');
+is(join(' ', map { $_->{id} } $receiver->requests('/hang?hanging')), $ids[0], 'hanging: what was in flight came once');
 wait_for(sub { !grep { !$receiver->of('/ok?failing', $_) } keys %row }, 'what was being tried');
 is(scalar(grep { $receiver->of('/ok?failing', $_) == 1 } keys %row), scalar keys %row, 'failing: what was being tried is delivered, though it lies before the end of the gap');
 check_partition('failing', '/ok?failing', grep { !$row{$_} } @ids);
 is(scalar(grep { $receiver->of('/ok?fine', $_) == 1 } @ids), scalar @ids, 'who keeps up got everything, once');
-sql(q{SELECT outbox.unsubscribe('failing'); SELECT outbox.unsubscribe('paused')});
+sql(q{SELECT outbox.unsubscribe('failing'); SELECT outbox.unsubscribe('hanging'); SELECT outbox.unsubscribe('paused')});
 is(health('status', 'gaps'), 'ok', 'health() minds gaps of subscriptions that there are');
 cmp_ok(gaps('paused'), '>', 0, 'the record stays');
 ok(wait_for(sub { health('value', 'backlog') == 0 || health('subject', 'backlog') eq 'other' }, 'backlog: ok'), 'nobody else is near the bound');
