@@ -169,7 +169,7 @@ is(sql('SELECT count(*) FROM outbox.replay'), '0', 'unsubscribe() takes replays 
 
 # Two of a subscription go one after the other
 subscribe($node, 'two', $receiver->url('/ok?two'), types => [ 'a.x', 'b' ]);
-sql(q{SELECT outbox.replay('two', '-infinity', types => '{b}'); SELECT outbox.replay('two', '-infinity', types => '{a.x}')});
+sql(q{BEGIN; SELECT outbox.replay('two', '-infinity', types => '{b}'); SELECT outbox.replay('two', '-infinity', types => '{a.x}'); COMMIT});
 at_end('two');
 is(tally('/ok?two', @b), '20 events 1 times', 'a subscription gets what was recorded before it began');
 is(tally('/ok?two', @a[ 0 .. 99 ]), '100 events 1 times', 'and so it does by a second replay');
