@@ -152,6 +152,13 @@ subscribe($node, 'last', $receiver->url('/script/last'), types => ['last'], form
 wait_status($node, $ids[2], 'last', 'dead');
 wait_delivered('last', @ids[ 0, 1, 3 .. 15 ]);
 
+# What no member can cause kills them all; but of a key that a dead letter blocks, only the first
+subscribe($node, 'refused', 'https://127.0.0.1/', network => 'public', types => ['refused'], format => 'batch', batch_size => 6, batch_linger => '500 ms', on_dead => 'block');
+@ids = enqueue_many('refused', 6, q{CASE WHEN i > 2 THEN 'k' END});
+wait_status($node, $ids[$_], 'refused', 'dead') for 0, 1, 2;
+wait_status($node, $ids[$_], 'refused', 'blocked') for 3 .. 5;
+is(value(q{SELECT string_agg(DISTINCT reason, ', ') FROM outbox.dead_letter WHERE subscription = 'refused'}), 'blocked_address', 'a refused address is not for a member to cause');
+
 # An endpoint that refuses everything is not asked about each event at once
 subscribe($node, 'broken', $receiver->url('/status/500'), types => ['broken'], format => 'batch', batch_linger => '500 ms', retry_base => '1 h', max_in_flight => 1);
 @ids = enqueue_many('broken', 100, 'NULL');
