@@ -107,7 +107,8 @@ revise_breaker(OutboxLane *lane, const OutboxSubscription *before, const OutboxS
 {
 	if (now->pull)
 		return;
-	if (before->pull || strcmp(before->endpoint.url, now->endpoint.url) != 0 || before->state_since != now->state_since)
+	if (before->pull || strcmp(before->endpoint.url, now->endpoint.url) != 0 ||
+		(now->active && before->state_since != now->state_since))
 	{
 		lane->breaker = (OutboxBreaker) {0};
 		lane->answers = false;
