@@ -10,19 +10,20 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time sleep);
 
-my ($subscriptions, $sick, $seconds) = (@ARGV, (1000, 100, 20)[ scalar @ARGV .. 2 ]);
+my ($subscriptions, $sick, $seconds) = map { $ARGV[$_] // (1000, 100, 20)[$_] } 0 .. 2;
 my $rate = 100;      # events per second, each for one subscription
 my $node = outbox_node('main');
 my $well = Outbox::Receiver->new(fsync => 0);
 my $ill = Outbox::Receiver->new(fsync => 0);
 
 sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }
-sub say_it { print "@_\n" }
+my $terminal = Test::More->builder->failure_output;    # standard output is the log's
+sub say_it { print $terminal "@_\n" }
 
 # The sick are the first ones; a type for each, so that all get the same load
 my @sickness = ('/hang?%d', '/drip/100?%d', '', '/status/500?%d');
 sub url { my ($n, $sickly) = @_; return $well->url("/ok?$n") unless $sickly && $n <= $sick; my $path = $sickness[ $n % 4 ]; return $path eq '' ? 'http://127.0.0.1:1/' : $ill->url(sprintf $path, $n) }
-sql(join ';', map { "SELECT outbox.subscribe('s$_', " . literal(url($_, 0)) . ", types => '{t$_}', network => 'private', timeout => '5 s', tenant => 'tenant$_')" } 1 .. $subscriptions);
+sql(join ';', map { "SELECT outbox.subscribe('s$_', " . literal(url($_, 0)) . ", types => '{t$_}', network => 'private', timeout => '5 s', retry_base => '1 s', retry_factor => 1, tenant => 'tenant$_')" } 1 .. $subscriptions);
 sql(q{SELECT outbox.alter_subscription('s' || i, breaker_probe => '1 s', breaker_max => '5 s') FROM generate_series(1, } . $sick . ') AS i');
 
 # One event per transaction, at times that are spread evenly, to subscriptions in turn; every tenth is a burst of ten for one of the sick
