@@ -9,7 +9,8 @@
  * A backend that gives up while the worker serves leaves the booth to the worker.  A worker that serves raises nothing as a rule; when it does, or dies, the question is asked again,
  * of its successor too.
  *
- * A backend has a seat, by its proc number, where it leaves word how its transaction ended.  The worker looks there for the tickets it holds.
+ * A backend has a seat, by its proc number, where it leaves word how its transaction ended.  The worker looks there for the tickets it holds.  It may look late, when more transactions
+ * have ended at that seat: the word tells of the last OUTCOMES of those that the worker has heard of.  Between two looks it hears no more than there are booths.
  */
 #include "postgres.h"
 
@@ -22,7 +23,8 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
-#define BOOTHS 32
+#define BOOTHS 30
+#define OUTCOMES 32
 #define LOOK_MS 500				/* how often a waiting backend looks whether there still is a worker */
 #define NO_WORKER_MS 10000		/* how long it waits for one that should be there */
 
@@ -45,7 +47,9 @@ typedef struct Booth
 	OutboxCall	call;
 } Booth;
 
-/* A word is serial << 1, and 1 if it committed. */
+StaticAssertDecl(BOOTHS < OUTCOMES, "a look of the worker's could come too late");
+
+/* A word is the serial of the last ticket that ended, and in the lower half a bit for each of the last tickets, the last one's the lowest: 1, it committed. */
 typedef struct Exchange
 {
 	LWLock		lock;			/* guards the states of booths */
@@ -56,6 +60,9 @@ typedef struct Exchange
 } Exchange;
 
 static Exchange *exchange = NULL;
+
+/* Has the worker begun to answer a call since the ticket was made?  If not, it holds nothing under it. */
+static bool heard = false;
 
 /* ---- life of the shared memory ---- */
 
@@ -124,9 +131,11 @@ take_booth(OutboxDatabase *database)
 
 	if (booth != NULL)
 		return booth;
+
+	/* with a timeout: from 17 on, who is cancelled just when it is woken does not wake the next one instead */
 	ConditionVariablePrepareToSleep(&exchange->booth_free);
 	while ((booth = try_booth(database)) == NULL)
-		ConditionVariableSleep(&exchange->booth_free, OutboxWaitEvent("OutboxCall"));
+		(void) ConditionVariableTimedSleep(&exchange->booth_free, LOOK_MS, OutboxWaitEvent("OutboxCall"));
 	ConditionVariableCancelSleep();
 	return booth;
 }
@@ -147,6 +156,7 @@ leave_booth(int code, Datum arg)
 
 	ConditionVariableCancelSleep();
 	LWLockAcquire(&exchange->lock, LW_EXCLUSIVE);
+	heard |= booth->state == BOOTH_SERVING || booth->state == BOOTH_ANSWERED;
 	if (booth->state == BOOTH_SERVING)
 		booth->abandoned = true;
 	else
@@ -253,14 +263,20 @@ outbox_call_ticket(void)
 
 	if (ticket.seat >= exchange->n_seats)
 		elog(ERROR, "unexpected proc number %u", ticket.seat);
-	ticket.serial = (pg_atomic_read_u64(&exchange->words[ticket.seat]) >> 1) + 1;
+	ticket.serial = (uint32) (pg_atomic_read_u64(&exchange->words[ticket.seat]) >> OUTCOMES) + 1;
+	heard = false;
 	return ticket;
 }
 
 void
 outbox_call_tell(OutboxDatabase *database, OutboxTicket ticket, bool committed)
 {
-	pg_atomic_write_u64(&exchange->words[ticket.seat], ticket.serial << 1 | (committed ? 1 : 0));
+	uint32		outcomes = (uint32) pg_atomic_read_u64(&exchange->words[ticket.seat]);
+
+	if (!heard)
+		return;
+	outcomes = outcomes << 1 | (committed ? 1 : 0);
+	pg_atomic_write_u64(&exchange->words[ticket.seat], (uint64) ticket.serial << OUTCOMES | outcomes);
 	outbox_bell_ring(database, OUTBOX_RING_CALLS);
 }
 
@@ -322,8 +338,9 @@ OutboxTicketState
 outbox_call_ticket_state(OutboxTicket ticket)
 {
 	uint64		word = pg_atomic_read_u64(&exchange->words[ticket.seat]);
+	int32		since = (int32) ((uint32) (word >> OUTCOMES) - ticket.serial);
 
-	if (word >> 1 < ticket.serial)
+	if (since < 0)
 		return OUTBOX_TICKET_OPEN;
-	return word == (ticket.serial << 1 | 1) ? OUTBOX_TICKET_COMMITTED : OUTBOX_TICKET_ABORTED;
+	return since < OUTCOMES && (word >> since & 1) != 0 ? OUTBOX_TICKET_COMMITTED : OUTBOX_TICKET_ABORTED;
 }

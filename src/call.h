@@ -35,7 +35,7 @@ typedef enum OutboxCallAnswer
 typedef struct OutboxTicket
 {
 	uint32		seat;
-	uint64		serial;
+	uint32		serial;			/* counts round and round */
 } OutboxTicket;
 
 typedef struct OutboxCallEvent

@@ -799,7 +799,9 @@ outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExcha
 	leave_outstanding(item);
 	item->row = true;
 	lane->n_rows++;
-	if (item->state != OUTBOX_ITEM_IN_FLIGHT)
+
+	/* who has leased it reads it by himself, and may keep it for long */
+	if (item->state != OUTBOX_ITEM_IN_FLIGHT || item->lease != NULL)
 		outbox_item_release(item);
 }
 
@@ -1067,6 +1069,7 @@ outbox_lane_drop(OutboxLane *lane)
 	outbox_turns_leave(lane);
 	hash_search(lanes, &id, HASH_REMOVE, NULL);
 	outbox_bell_forget_lane(database, id);
+	lane->status = NULL;		/* soon another subscription's, while items of this one are still in flight */
 	if (lane->in_flight == 0)
 		outbox_lane_free(lane);
 }

@@ -27,6 +27,7 @@
 #define PUT_OFF_MS 1000			/* a locked row is looked at again */
 #define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
 #define CHECKPOINT_EVENTS 10000
+#define NOTES_AT_MOST 50000	/* that wait for a table or a row: each is about a kilobyte */
 
 static OutboxWork *const work = &outbox_work;
 static bool full_state = true;	/* the next checkpoint writes every cursor */
@@ -222,7 +223,7 @@ bool
 outbox_recorder_overdue(void)
 {
 	done += outbox_item_done();
-	return done >= CHECKPOINT_EVENTS;
+	return done >= CHECKPOINT_EVENTS || outbox_ledger_pending() >= NOTES_AT_MOST;
 }
 
 bool

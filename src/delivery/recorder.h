@@ -15,7 +15,7 @@ extern void outbox_recorder_finish(TimestampTz now);
 /* When something will be due; DT_NOEND: nothing waits. */
 extern TimestampTz outbox_recorder_next(void);
 
-/* More is done than may be repeated, and could not be recorded: nothing more must be sent. */
+/* More is done than may be repeated, or noted than may wait, and could not be recorded: nothing more must be sent. */
 extern bool outbox_recorder_overdue(void);
 
 /* A sealed segment waits for a committed head behind its seal. */

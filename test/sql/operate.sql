@@ -87,4 +87,15 @@ SELECT outbox.stop();
 SELECT count(*) FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase WHERE d.datname = current_database() AND setconfig::text LIKE '%outbox.armed%';
 SELECT action, selector - 'epoch' AS selector FROM outbox.operation WHERE action IN ('start', 'stop') ORDER BY id DESC LIMIT 2;
 
+
+-- a worker that was started in between shall not write into the next test
+DO $$
+BEGIN
+    FOR i IN 1 .. 3000 LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'outbox delivery%');
+        PERFORM pg_sleep(0.01), pg_stat_clear_snapshot();
+    END LOOP;
+END
+$$;
+
 SELECT count(outbox.unsubscribe(name)) FROM outbox.subscription;
