@@ -6,6 +6,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" outbox.contro
 
 MODULE_big = outbox
 OBJS = \
+	src/await.o \
 	src/bell.o \
 	src/call.o \
 	src/capture.o \
@@ -20,10 +21,12 @@ OBJS = \
 	src/event_log.o \
 	src/expiry.o \
 	src/field.o \
+	src/filter.o \
 	src/headers.o \
 	src/keyring.o \
 	src/inbox.o \
 	src/launcher.o \
+	src/limit.o \
 	src/module.o \
 	src/once.o \
 	src/operator.o \

@@ -212,6 +212,7 @@ CREATE TABLE outbox.subscription (
     start_clock      bigint,
     start_after      uuid
 );
+CREATE INDEX subscription_tenant_idx ON outbox.subscription (tenant COLLATE "C");
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription_id_seq', '');   -- a restored copy does not use an id twice
 
@@ -274,6 +275,7 @@ CREATE TABLE outbox.subscription_match (
     until_next       xid8        NOT NULL,
     until_clock      bigint      NOT NULL,
     met              boolean     NOT NULL DEFAULT false,
+    filter           jsonpath,
     PRIMARY KEY (subscription_id, version)
 );
 SELECT pg_catalog.pg_extension_config_dump('outbox.subscription_match', '');
@@ -283,6 +285,7 @@ COMMENT ON COLUMN outbox.subscription_match.subscription_id IS 'Whose';
 COMMENT ON COLUMN outbox.subscription_match.version IS 'Ascending: the lowest whose until_snapshot sees an event applies to it';
 COMMENT ON COLUMN outbox.subscription_match.types IS 'The types it wanted';
 COMMENT ON COLUMN outbox.subscription_match.tenant IS 'The tenant it had';
+COMMENT ON COLUMN outbox.subscription_match.filter IS 'The filter it had';
 COMMENT ON COLUMN outbox.subscription_match.epoch IS 'The installation that until_snapshot belongs to';
 COMMENT ON COLUMN outbox.subscription_match.until_snapshot IS 'What this snapshot saw is matched by these rules';
 COMMENT ON COLUMN outbox.subscription_match.until_next IS 'First xid not assigned then';
@@ -604,6 +607,12 @@ COMMENT ON FUNCTION outbox._capture() IS
 CREATE FUNCTION outbox._check_capture_type(type text) RETURNS void LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_capture_type';
 COMMENT ON FUNCTION outbox._check_capture_type(text) IS 'Refuses what cannot be the type of captured changes (22023); a last word * stands for the operation';
 
+CREATE FUNCTION outbox._check_limits(tenant text) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_limits';
+COMMENT ON FUNCTION outbox._check_limits(text) IS 'Refuses (54000) more subscriptions than outbox.max_subscriptions, or more with this tenant than outbox.max_subscriptions_per_tenant; to be called when the row is written';
+
+CREATE FUNCTION outbox._check_type(type text) RETURNS void LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_type';
+COMMENT ON FUNCTION outbox._check_type(text) IS 'Refuses what cannot be the type of an event (22023)';
+
 CREATE FUNCTION outbox._refuse_event_change() RETURNS trigger LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_refuse_event_change';
 COMMENT ON FUNCTION outbox._refuse_event_change() IS 'Refuses to change the event log by hand (55000), with a hint';
 
@@ -635,6 +644,16 @@ COMMENT ON FUNCTION outbox._position_now() IS
 
 CREATE FUNCTION outbox._type_matches(types text[], type text) RETURNS boolean LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_type_matches';
 COMMENT ON FUNCTION outbox._type_matches(text[], text) IS 'Does one of these patterns match the type?';
+
+CREATE FUNCTION outbox._filter_matches(filter jsonpath, payload jsonb) RETURNS boolean LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'outbox_filter_matches_sql';
+COMMENT ON FUNCTION outbox._filter_matches(jsonpath, jsonb) IS 'Does the payload fulfil the filter? A predicate must be true (@@), any other path find something (@?); errors count as no, and so does no payload. NULL is fulfilled by everything.';
+
+-- What delivery does in src/delivery/subscription.c.
+CREATE FUNCTION outbox._mismatch(types text[], of_tenant text, filter jsonpath, type text, tenant text, payload jsonb) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN of_tenant IS NOT NULL AND (tenant IS NULL OR tenant OPERATOR(pg_catalog.<>) of_tenant) THEN 'tenant'
+            WHEN NOT outbox._type_matches(types, type) THEN 'type'
+            WHEN NOT outbox._filter_matches(filter, payload) THEN 'filter' END;
+COMMENT ON FUNCTION outbox._mismatch(text[], text, jsonpath, text, text, jsonb) IS 'Which of these rules keeps an event from a subscription: tenant, type or filter; NULL: none does';
 
 CREATE FUNCTION outbox._check_types(types text[]) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_check_types';
 COMMENT ON FUNCTION outbox._check_types(text[]) IS 'Refuses what is not a non-empty list of valid patterns (22023)';
@@ -1162,6 +1181,12 @@ BEGIN
         PERFORM outbox._refuse_option('description', format('The description has %s bytes; at most 8192 are permitted.', octet_length(s.description)), 'Use a shorter description.');
     END IF;
 
+    IF octet_length(s.filter::text) > 8192 THEN
+        PERFORM outbox._refuse_option('filter', format('The path has %s bytes; at most 8192 are permitted.', octet_length(s.filter::text)), 'Use a shorter one.');
+    ELSIF EXISTS (SELECT FROM regexp_matches(s.filter::text, '\$?"(?:[^"\\]|\\.)*"', 'g') AS quoted WHERE quoted[1] LIKE '$%') THEN
+        PERFORM outbox._refuse_option('filter', 'The path has a variable, and there is nothing to give it a value.', 'Write the value into the path.');
+    END IF;
+
     PERFORM outbox._check_number('max_in_flight', s.max_in_flight, 1, 1000);
     PERFORM outbox._check_span('timeout', s.timeout, '100 ms', '10 min');
     PERFORM outbox._check_span('connect_timeout', s.connect_timeout, '100 ms', s.timeout);
@@ -1376,6 +1401,7 @@ BEGIN
         RAISE duplicate_object USING MESSAGE = format('subscription "%s" already exists', s.name),
             DETAIL = 'Names of subscriptions are unique in a database.', HINT = 'Use alter_subscription() to change it, or if_not_exists => true to leave it alone.';
     END IF;
+    PERFORM outbox._check_limits(s.tenant);
     IF s.kind = 'pull' THEN
         RETURN NULL;
     END IF;
@@ -1408,7 +1434,8 @@ max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 
 retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h, or retry_base). retry_jitter: 0 to 1 (0.2).
 max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
 max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
-filter: what the payload must fulfil; not built yet. format: CloudEvents mode, binary, structured or batch (binary).
+filter: a jsonpath that the payload must fulfil: a predicate must be true ($.amount > 100, as @@), any other path must find something ($.items[*] ? (@.price > 100), as @?); an error counts as no,
+and no event of enqueue_raw() fulfils one. It is evaluated for each event: like_regex and ** can be slow, and hold up the others (none). format: CloudEvents mode, binary, structured or batch (binary).
 batch_size: 1 to 10,000 events (100). batch_bytes: 1 kB to 16 MB (256 kB). batch_linger: how long a batch waits for more, 0 to 10 s (10 ms).
 rate_limit: requests per second, 0.001 to 1,000,000 (none). breaker_threshold: transient failures in a row that open the circuit breaker, 0 is never (10).
 breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s). breaker_max: longest time between probes, at most 30 d (10 min, or breaker_probe).
@@ -1459,16 +1486,19 @@ BEGIN
     s := outbox._check_subscription(s, operator);
 
     -- what is committed so far keeps the rules it was committed under
-    IF s.types IS DISTINCT FROM was.types OR s.tenant IS DISTINCT FROM was.tenant THEN
+    IF s.types IS DISTINCT FROM was.types OR s.tenant IS DISTINCT FROM was.tenant OR s.filter::text IS DISTINCT FROM was.filter::text THEN
         here := outbox._position_now();
-        INSERT INTO outbox.subscription_match (subscription_id, version, types, tenant, epoch, until_snapshot, until_next, until_clock)
-        SELECT s.id, COALESCE(max(m.version), 0) + 1, was.types, was.tenant, here.epoch, here.snapshot, here.next, here.clock
+        INSERT INTO outbox.subscription_match (subscription_id, version, types, tenant, filter, epoch, until_snapshot, until_next, until_clock)
+        SELECT s.id, COALESCE(max(m.version), 0) + 1, was.types, was.tenant, was.filter, here.epoch, here.snapshot, here.next, here.clock
           FROM outbox.subscription_match AS m WHERE m.subscription_id = s.id;
     END IF;
 
     SELECT string_agg(format('%1$I = ($1).%1$I', a.attname), ', ') INTO changed
       FROM pg_attribute AS a WHERE a.attrelid = 'outbox.subscription'::regclass AND (a.attname = 'url' OR outbox._is_option(a.attname));
     EXECUTE 'UPDATE outbox.subscription AS t SET ' || changed || ' WHERE t.id = ($1).id' USING s;
+    IF s.tenant <> was.tenant OR was.tenant IS NULL THEN
+        PERFORM outbox._check_limits(s.tenant);
+    END IF;
     IF options ? 'headers' OR options->'reset' ? 'headers' THEN
         DELETE FROM outbox.secret AS k WHERE k.subscription_id = s.id AND k.kind = 'headers';
         PERFORM outbox._store_headers(s.id, options->'headers');
@@ -1493,7 +1523,7 @@ CREATE FUNCTION outbox.alter_subscription(
 RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
 COMMENT ON FUNCTION outbox.alter_subscription IS
 'Changes the options that are given, and sets those named in reset to their defaults; for their meaning see subscribe().
-types and tenant apply to what commits from now on; all else to every request started after this commits. Errors: as subscribe(); 42704 for an unknown name.';
+types, tenant and filter apply to what commits from now on; all else to every request started after this commits. Errors: as subscribe(); 42704 for an unknown name.';
 
 CREATE FUNCTION outbox._unsubscribe(name text, operator boolean) RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1645,7 +1675,7 @@ BEGIN
       FROM outbox.event AS e
      WHERE e.id >= first_id AND e.id < end_id AND e.epoch = outbox.epoch() AND e.type <> 'outbox.ping'
        AND (s.tenant IS NULL OR e.tenant = s.tenant)
-       AND outbox._type_matches(s.types, e.type) AND (_replay.types IS NULL OR outbox._type_matches(_replay.types, e.type));
+       AND outbox._type_matches(s.types, e.type) AND outbox._filter_matches(s.filter, e.payload) AND (_replay.types IS NULL OR outbox._type_matches(_replay.types, e.type));
 
     IF found > 0 THEN
         INSERT INTO outbox.replay (subscription, role, since, until_time, types, events, subscription_id, place, until)
@@ -1944,8 +1974,9 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
                     THEN CASE WHEN addressed.elsewhere THEN 'the ping is for another subscription' END
                 WHEN addressed.elsewhere
                     THEN format('the subscription is for tenant %s', rule.tenant)
-                WHEN NOT outbox._type_matches(rule.types, e.type)
-                    THEN format('its types are %s', rule.types)
+                ELSE CASE outbox._mismatch(rule.types, rule.tenant, rule.filter, e.type, e.tenant, e.payload)
+                         WHEN 'type'   THEN format('its types are %s', rule.types)
+                         WHEN 'filter' THEN format(CASE WHEN e.payload IS NULL THEN 'without a JSON payload it does not fulfil the filter: %s' ELSE 'its payload does not fulfil the filter: %s' END, rule.filter) END
            END,
            COALESCE(pg_visible_in_snapshot(e.xid, base.snapshot), false)
            OR COALESCE(pg_visible_in_snapshot(e.xid, upper.snapshot) AND (c.base = c.tick OR e.id <= c.after), false),
@@ -1962,11 +1993,12 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
       JOIN outbox.subscription AS s ON s.id = c.subscription_id
       LEFT JOIN outbox.tick AS base  ON base.epoch = e.epoch AND base.tick = c.base
       LEFT JOIN outbox.tick AS upper ON upper.epoch = e.epoch AND upper.tick = c.tick
-      LEFT JOIN LATERAL (SELECT m.version, m.types, m.tenant FROM outbox.subscription_match AS m
+      LEFT JOIN LATERAL (SELECT m.version, m.types, m.tenant, m.filter FROM outbox.subscription_match AS m
                           WHERE m.subscription_id = s.id AND m.epoch = e.epoch AND pg_visible_in_snapshot(e.xid, m.until_snapshot)
                           ORDER BY m.version LIMIT 1) AS earlier ON true
      CROSS JOIN LATERAL (SELECT CASE WHEN earlier.version IS NULL THEN s.types  ELSE earlier.types  END AS types,
-                                CASE WHEN earlier.version IS NULL THEN s.tenant ELSE earlier.tenant END AS tenant) AS rule
+                                CASE WHEN earlier.version IS NULL THEN s.tenant ELSE earlier.tenant END AS tenant,
+                                CASE WHEN earlier.version IS NULL THEN s.filter ELSE earlier.filter END AS filter) AS rule
      CROSS JOIN LATERAL (SELECT CASE WHEN e.type = 'outbox.ping' THEN e.payload IS DISTINCT FROM jsonb_build_object('subscription', s.name)
                                      ELSE COALESCE(rule.tenant <> e.tenant, rule.tenant IS NOT NULL) END AS elsewhere) AS addressed
 $$;
@@ -2015,6 +2047,60 @@ COMMENT ON FUNCTION outbox.event_status(uuid) IS
 'Where an event is, a row per subscription; none if the event does not exist (any more). status: pending, retrying, blocked (behind another event of its key), leased, delivered, dead,
 discarded, scheduled or cancelled (one row, without a subscription; next_attempt_at: when it is due), expired (it was dead or discarded, and that is forgotten by outbox.dead_letter_retention; or it lies in a gap), or unmatched (not for this subscription). attempts: since the last redrive. delivered_at: when the receiver''s 2xx was complete; NULL if the attempt is no longer logged.';
 
+CREATE FUNCTION outbox.routes(type text, payload jsonb DEFAULT NULL, tenant text DEFAULT NULL)
+RETURNS TABLE (subscription text, kind text, matches boolean, reason text, detail text) LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+BEGIN
+    IF routes.type IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'type must not be null', DETAIL = 'It is the type of the event in question.', HINT = 'Give one, such as order.paid.';
+    END IF;
+    PERFORM outbox._check_type(routes.type);
+    RETURN QUERY
+    SELECT s.name, s.kind, m.mismatch IS NULL,
+           COALESCE(m.mismatch, CASE WHEN s.state <> 'active' THEN s.state WHEN r.breaker_open_until IS NOT NULL THEN 'open' END),
+           CASE WHEN m.mismatch = 'tenant' THEN format('it is for tenant %s', s.tenant)
+                WHEN m.mismatch = 'type'   THEN format('its types are %s', s.types)
+                WHEN m.mismatch = 'filter' THEN format('its filter is %s', s.filter)
+                WHEN s.state <> 'active'   THEN format('the event would wait: %s since %s', s.state, s.state_since) || COALESCE(': ' || s.reason, '')
+                WHEN r.breaker_open_until IS NOT NULL THEN format('the event would wait: the circuit breaker is open, at least until %s', r.breaker_open_until) END
+      FROM outbox.subscription AS s
+      LEFT JOIN outbox._runtime() AS r ON r.subscription_id = s.id
+     CROSS JOIN LATERAL (SELECT outbox._mismatch(s.types, s.tenant, s.filter, routes.type, routes.tenant, routes.payload) AS mismatch) AS m
+     ORDER BY m.mismatch IS NOT NULL, s.name;
+END
+$$;
+COMMENT ON FUNCTION outbox.routes(text, jsonb, text) IS
+'A dry run: which subscriptions would get an event of this type, payload (NULL: none that is JSON) and tenant (NULL: without one), if it were enqueued now. A row per subscription: matches; reason: NULL if it would be
+sent at once, type, tenant or filter if it does not match, paused, disabled or open (the circuit breaker) if it would wait; detail says more. Errors: 22023 for what cannot be a type, 22004 for NULL.';
+
+CREATE FUNCTION outbox._delivered(id uuid) RETURNS boolean LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+    answer boolean;
+BEGIN
+    SELECT CASE WHEN bool_or(e.status IN ('dead', 'discarded', 'expired', 'cancelled')) THEN false
+                WHEN bool_and(e.status IN ('delivered', 'unmatched')) THEN true END
+      INTO answer
+      FROM outbox.event_status(_delivered.id) AS e
+    HAVING count(*) > 0;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM outbox._find_event(_delivered.id)) THEN
+            RAISE undefined_object USING MESSAGE = format('event %s does not exist', COALESCE(_delivered.id::text, 'NULL')),
+                DETAIL = 'No event in the log has this id: it was never enqueued, that is not committed, or it has been delivered and removed.', HINT = 'Use the id that enqueue() returned, after its transaction has committed.';
+        END IF;
+        answer := true;   -- there is no subscription
+    END IF;
+    RETURN answer;
+END
+$$;
+COMMENT ON FUNCTION outbox._delivered(uuid) IS 'Has every matching subscription the event? false: one will not get it, unless an operator acts; NULL: not yet. Errors: 42704 for an unknown id.';
+
+CREATE PROCEDURE outbox.wait_delivered(id uuid, timeout interval, INOUT delivered boolean DEFAULT NULL) LANGUAGE C AS 'MODULE_PATHNAME', 'outbox_wait_delivered';
+COMMENT ON PROCEDURE outbox.wait_delivered(uuid, interval, boolean) IS
+'Waits until every matching subscription, push or pull, has the event: delivered is then true (also if no subscription matches). It is false when the timeout is over, and at once when the event is dead, discarded, expired or cancelled:
+then it is not delivered unless an operator acts. Pausing, retries and deliver_at are waited for. Waiting holds no snapshot and no lock; it commits, so CALL it as a statement of its own, outside of a transaction block.
+For tests, scripts and the occasional request: each look costs an event_status(). Errors: 25001 in a transaction block or one that has written something, 42704 for an unknown id, 22004 for NULL, 22023 for a negative timeout.';
+
 -- Qualified, so that it needs no search path, and queries can be planned through it.
 CREATE FUNCTION outbox._outcome_name(outcome smallint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (ARRAY['delivered', 'http_3xx', 'http_4xx', 'http_5xx', 'gone', 'timeout', 'dns', 'connect', 'tls', 'protocol', 'blocked', 'bad_request', 'internal', 'nack', 'lease_expired'])[outcome OPERATOR(pg_catalog.+) 1];
@@ -2036,6 +2122,25 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
         SELECT d.*, s.name AS subscription, (SELECT max(a.at) FROM attempt AS a WHERE a.subscription_id = d.subscription_id) AS last_at
           FROM outbox.delivery AS d JOIN outbox.subscription AS s ON s.id = d.subscription_id
          WHERE d.event_id = trace.id
+    ),
+    -- what holds a subscription altogether
+    held AS MATERIALIZED (
+        SELECT s.id, s.name, CASE WHEN s.state <> 'active'    THEN format('the subscription is %s since %s', s.state, s.state_since) || COALESCE(': ' || s.reason, '')
+                                  WHEN w.worker_pid IS NULL   THEN 'no delivery worker is running: see outbox.health()'
+                                  WHEN r.breaker_open_until IS NOT NULL THEN format('the circuit breaker is open, at least until %s', r.breaker_open_until) END AS why,
+               CASE WHEN NOT r.at_head AND w."offset" > r."offset" THEN format('in the backlog of the subscription, which is %s events behind', w."offset" - r."offset") END AS backlog
+          FROM outbox.subscription AS s
+         CROSS JOIN outbox._worker() AS w
+          LEFT JOIN outbox._runtime() AS r ON r.subscription_id = s.id
+    ),
+    -- the earliest event of the key that holds this one back, by subscription
+    ahead AS MATERIALIZED (
+        SELECT DISTINCT ON (d.subscription_id) d.subscription_id, d.event_id, d.key, d.status
+          FROM event AS e
+          JOIN outbox.delivery AS d ON d.key = e.key AND COALESCE(d.log_id, d.event_id) < e.id
+          JOIN outbox.subscription AS s ON s.id = d.subscription_id AND s.ordering = 'key'
+         WHERE d.status IN ('retrying', 'sending', 'leased') OR (d.status = 'dead' AND s.on_dead = 'block')
+         ORDER BY d.subscription_id, COALESCE(d.log_id, d.event_id)
     ),
     line (at, rank, what, subscription, detail) AS (
         SELECT e.created_at, 1, 'enqueued', NULL,
@@ -2090,16 +2195,17 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
         SELECT now(), 8, CASE d.status WHEN 'retrying' THEN 'waiting' WHEN 'sending' THEN 'pending' ELSE d.status END, d.subscription,
                CASE d.status WHEN 'retrying' THEN format('for attempt %s, until %s', d.attempts + 1, d.next_attempt_at)
                              WHEN 'sending'  THEN 'the request is in flight'
-                             WHEN 'blocked'  THEN format('behind an earlier event of key %s', d.key) END
-          FROM delivery AS d WHERE d.status NOT IN ('dead', 'discarded')
+                             WHEN 'blocked'  THEN COALESCE(format('behind event %s of key %s, which is %s', a.event_id, a.key, a.status), format('behind an earlier event of key %s', d.key))
+                             ELSE '' END || COALESCE('; ' || h.why, '')
+          FROM delivery AS d JOIN held AS h ON h.id = d.subscription_id LEFT JOIN ahead AS a ON a.subscription_id = d.subscription_id
+         WHERE d.status NOT IN ('dead', 'discarded')
         UNION ALL
         SELECT now(), 8, y.status, y.subscription,
                CASE WHEN y.status = 'delivered' THEN 'the attempt is no longer logged'
                     WHEN y.status = 'expired'   THEN 'it was not delivered; its dead letter is past outbox.dead_letter_retention'
                     WHEN y.status = 'discarded' THEN 'with the backlog of a restored dump'
-                    WHEN s.state <> 'active'    THEN format('the subscription is %s', s.state) || COALESCE(': ' || s.reason, '')
-                    ELSE 'its turn has not come, or the answer has not been recorded' END
-          FROM outbox.event_status(trace.id) AS y JOIN outbox.subscription AS s ON s.name = y.subscription
+                    ELSE COALESCE(s.why, format('behind event %s of key %s, which is %s', a.event_id, a.key, a.status), s.backlog, 'its turn has not come, or the answer has not been recorded') END
+          FROM outbox.event_status(trace.id) AS y JOIN held AS s ON s.name = y.subscription LEFT JOIN ahead AS a ON a.subscription_id = s.id
          WHERE y.status <> 'unmatched'
            AND NOT EXISTS (SELECT FROM routing AS r WHERE r.subscription_id = s.id AND r.gap IS NOT NULL)
            AND NOT EXISTS (SELECT FROM delivery AS d WHERE d.subscription_id = s.id)
@@ -2108,7 +2214,8 @@ SET search_path = pg_catalog, pg_temp SET jit = off AS $$
     SELECT l.at, l.what, l.subscription, l.detail FROM line AS l ORDER BY l.at, l.rank, l.subscription
 $$;
 COMMENT ON FUNCTION outbox.trace(uuid) IS
-'The life of one event, in order: enqueued, scheduled, due or cancelled, matched or not and why, each attempt, waiting until when, delivered, dead, redriven. What still lies ahead of it comes last, with the time of asking.';
+'The life of one event, in order: enqueued, scheduled, due or cancelled, matched or not and why (types, filter, tenant, subscribed later), each attempt, waiting until when, delivered, dead, given up in a gap, redriven. What it waits for
+(its next attempt, an event of its key, the subscription being paused, the circuit breaker, the worker, the backlog) comes with it. What still lies ahead of it comes last, with the time of asking.';
 
 -- ===== seeing: all of it =================================================================================================
 
@@ -2926,6 +3033,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_raw'),
         (0, 'EXECUTE',     'FUNCTION outbox.enqueue_many'),
         (0, 'EXECUTE',     'FUNCTION outbox.cancel'),
+        (0, 'EXECUTE',     'PROCEDURE outbox.wait_delivered'),
         (0, 'INSERT',      'TABLE outbox.new_event'),
         (0, 'EXECUTE',     'FUNCTION outbox._refuse_replica'),
         (0, 'EXECUTE',     'FUNCTION outbox.capture'),           -- of tables they own
@@ -2945,6 +3053,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (1, 'SELECT',      'TABLE outbox.attempt'),
         (1, 'EXECUTE',     'FUNCTION outbox._outcome_name'),
         (1, 'EXECUTE',     'FUNCTION outbox.event_status'),
+        (1, 'EXECUTE',     'PROCEDURE outbox.wait_delivered'),
         (1, 'EXECUTE',     'FUNCTION outbox.pull'),
         (1, 'EXECUTE',     'FUNCTION outbox.ack'),
         (1, 'EXECUTE',     'FUNCTION outbox.nack'),
@@ -2959,6 +3068,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         (1, 'EXECUTE',     'FUNCTION outbox.finish_request'),
         (1, 'EXECUTE',     'FUNCTION outbox.fail_request'),
         (2, 'EXECUTE',     'FUNCTION outbox.trace'),
+        (2, 'EXECUTE',     'FUNCTION outbox.routes'),
         (2, 'EXECUTE',     'FUNCTION outbox.subscribe'),
         (2, 'EXECUTE',     'FUNCTION outbox.alter_subscription'),
         (2, 'EXECUTE',     'FUNCTION outbox.unsubscribe'),

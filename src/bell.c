@@ -97,6 +97,8 @@ initialize_slot(OutboxDatabase *slot, int tranche)
 	pg_atomic_init_u32(&slot->worker, OUTBOX_NO_PROC);
 	pg_atomic_init_u32(&slot->prepared, 0);
 	ConditionVariableInit(&slot->worker_gone);
+	ConditionVariableInit(&slot->recorded);
+	pg_atomic_init_u32(&slot->awaited, 0);
 	for (int i = 0; i < OUTBOX_REFUSALS; i++)
 	{
 		pg_atomic_init_u64(&slot->refusals[i].consumer, 0);

@@ -100,6 +100,8 @@ typedef struct OutboxDatabase
 	uint32		yield;			/* commands that need the worker gone */
 	bool		wanted;			/* the launcher believes this database is armed */
 	ConditionVariable worker_gone;
+	ConditionVariable recorded; /* broadcast when outcomes or cursors were recorded, or subscriptions changed */
+	pg_atomic_uint32 awaited;	/* sessions that sleep on it */
 	char		trouble[160];	/* why there is no worker ("no free background worker slot"); empty: none */
 	OutboxWorkerStatus status;
 } OutboxDatabase;

@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "copies.h"
+#include "enqueue.h"
 #include "event_id.h"
 #include "event_log.h"
 #include "fmgr.h"
@@ -312,6 +313,15 @@ check_pattern(const char *pattern)
 				errmsg("invalid event type pattern \"%s\"", pattern),
 				errdetail("%s", problem),
 				errhint("Write words separated by dots, such as order.paid, order.* (one more word) or order.** (any number of words)."));
+}
+
+/* _check_type(type text): raises 22023 unless somebody may enqueue events of this type. */
+PG_FUNCTION_INFO_V1(outbox_check_type);
+Datum
+outbox_check_type(PG_FUNCTION_ARGS)
+{
+	outbox_enqueue_check_type(PG_GETARG_TEXT_PP(0));
+	PG_RETURN_VOID();
 }
 
 /* _check_types(types text[]): raises 22023 unless it is a non-empty, one-dimensional array of valid patterns. */

@@ -36,6 +36,7 @@ PGDLLEXPORT char *outbox_secret_key_file = NULL;
 PGDLLEXPORT char *outbox_traceparent = NULL;
 PGDLLEXPORT int outbox_max_databases = 16;
 PGDLLEXPORT int outbox_max_subscriptions = 10000;
+PGDLLEXPORT int outbox_max_subscriptions_per_tenant = 50;
 
 static const struct config_enum_entry attempt_logs[] = {
 	{"all", OUTBOX_ATTEMPTS_ALL, false},
@@ -212,14 +213,19 @@ define_secrets(void)
 static void
 define_shared_memory(void)
 {
+	DefineCustomIntVariable("outbox.max_subscriptions_per_tenant",
+							"Subscriptions with the same tenant that a database may have.",
+							NULL,
+							&outbox_max_subscriptions_per_tenant, 50, 1, 1000000,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.max_databases",
 							"Databases of this server that can use outbox.",
 							NULL,
 							&outbox_max_databases, 16, 1, 10000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.max_subscriptions",
-							"Subscriptions whose state is shown, in all databases of this server together.",
-							NULL,
+							"Subscriptions that a database may have.",
+							"The state of so many is shown, in all databases of this server together.",
 							&outbox_max_subscriptions, 10000, 1, 1000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 }

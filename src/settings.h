@@ -37,7 +37,9 @@ extern PGDLLIMPORT char *outbox_source; /* SIGHUP, '': CloudEvents source; empty
 extern PGDLLIMPORT char *outbox_secret_key_file; /* SIGHUP, superusers only, '': keys for secrets at rest; empty: they are stored as they are */
 extern PGDLLIMPORT char *outbox_traceparent;	/* USERSET, '': W3C trace context of the events this session enqueues */
 extern PGDLLIMPORT int outbox_max_databases;	/* POSTMASTER, 16: slots in shared memory */
-extern PGDLLIMPORT int outbox_max_subscriptions;	/* POSTMASTER, 10000: all databases together */
+extern PGDLLIMPORT int outbox_max_subscriptions;	/* POSTMASTER, 10000: in a database; and those whose state is shown, of all databases together */
+
+extern PGDLLIMPORT int outbox_max_subscriptions_per_tenant;	/* SIGHUP, 50 */
 
 extern void outbox_settings_define(void);
 

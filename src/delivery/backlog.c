@@ -200,7 +200,7 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 				break;
 			}
 			seen++;
-			if (!outbox_subscription_wants(lane->subscription, event) ||
+			if (!outbox_subscription_wants(lane->subscription, chunk, j) ||
 				outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id) ||
 				outbox_item_exception(lane->subscription->id, &event->id) != NULL)
 				continue;

@@ -284,7 +284,7 @@ offer(OutboxLane *lane, OutboxChunk *chunk, int index)
 {
 	OutboxPosition before;
 
-	if (!lane->at_head || !outbox_subscription_wants(lane->subscription, &chunk->events[index].event))
+	if (!lane->at_head || !outbox_subscription_wants(lane->subscription, chunk, index))
 		return;
 	if (outbox_chunk_is_settled(chunk, lane->subscription->id, &chunk->events[index].event.id))
 		return;
@@ -338,7 +338,7 @@ outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk)
 	{
 		const OutboxEvent *event = &chunk->events[i].event;
 
-		if (outbox_subscription_wants(lane->subscription, event) &&
+		if (outbox_subscription_wants(lane->subscription, chunk, i) &&
 			!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id))
 		{
 			if (!outbox_lane_has_room(lane))

@@ -20,12 +20,14 @@
 #include "ledger.h"
 #include "recorder.h"
 #include "restore.h"
+#include "settings.h"
 #include "work.h"
 
 #define RECORD_MS 25			/* outcomes wait at most this long … */
 #define RECORD_NOTES 1000		/* … or until there are so many */
 #define PUT_OFF_MS 1000			/* a locked row is looked at again */
 #define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
+#define AWAITED_MS 50			/* the same, when somebody waits for what only cursors tell (wait_delivered) */
 #define CHECKPOINT_EVENTS 10000
 #define NOTES_AT_MOST 50000	/* that wait for a table or a row: each is about a kilobyte */
 
@@ -140,6 +142,7 @@ record(bool checkpoint, TimestampTz now)
 	if (outbox_ledger_committed())
 		work->want_reload = work->want_resync = true;
 	pgstat_report_stat(false);
+	ConditionVariableBroadcast(&work->database->recorded);
 
 	/* what is left was put off: somebody has locked the row */
 	work->noted_at = outbox_ledger_pending() > 0 ? TimestampTzPlusMilliseconds(now, PUT_OFF_MS) : 0;
@@ -173,13 +176,19 @@ outbox_recorder_seal_waits(void)
 	return waits;
 }
 
+static int
+checkpoint_ms(void)
+{
+	return outbox_attempt_log != OUTBOX_ATTEMPTS_ALL && pg_atomic_read_u32(&work->database->awaited) > 0 ? AWAITED_MS : CHECKPOINT_MS;
+}
+
 static bool
 checkpoint_due(TimestampTz now)
 {
 	done += outbox_item_done();
 	if (!work->moved && !full_state)
 		return false;
-	return full_state || done >= CHECKPOINT_EVENTS || TimestampDifferenceExceeds(checkpoint_at, now, CHECKPOINT_MS);
+	return full_state || done >= CHECKPOINT_EVENTS || TimestampDifferenceExceeds(checkpoint_at, now, checkpoint_ms());
 }
 
 void
@@ -215,7 +224,7 @@ outbox_recorder_next(void)
 	if (work->noted_at != 0)
 		next = TimestampTzPlusMilliseconds(work->noted_at, RECORD_MS);
 	if (work->moved)
-		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, CHECKPOINT_MS));
+		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, checkpoint_ms()));
 	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->not_before[OUTBOX_STEP_RECORD]);
 }
 

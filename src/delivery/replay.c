@@ -200,10 +200,12 @@ static bool
 is_wanted(const Replay *replay, const OutboxSubscription *subscription, const OutboxEvent *event)
 {
 	OutboxSubscription today = *subscription;	/* its rules of now, for whatever it has passed */
+	OutboxLoggedEvent logged = {.event = *event};
+	OutboxChunk alone = {.events = &logged, .n = 1};
 
 	today.n_earlier = 0;
 	today.has_start_after = false;
-	if (event->unreadable || strcmp(event->type, "outbox.ping") == 0 || !outbox_subscription_wants(&today, event))
+	if (event->unreadable || strcmp(event->type, "outbox.ping") == 0 || !outbox_subscription_wants(&today, &alone, 0))
 		return false;
 	if (replay->types == NULL)
 		return true;

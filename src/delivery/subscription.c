@@ -7,6 +7,8 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -35,7 +37,7 @@ static const char load_query[] =
 "       s.ca,"
 "       s.rate_limit, s.breaker_threshold, (pg_catalog.date_part('epoch', s.breaker_probe) * 1e6)::int8,"
 "       (pg_catalog.date_part('epoch', s.breaker_max) * 1e6)::int8, (pg_catalog.date_part('epoch', s.disable_after) * 1e6)::int8,"
-"       s.failing_since, s.state_since"
+"       s.failing_since, s.state_since, s.filter"
 "  FROM outbox.subscription s ORDER BY s.id";
 
 static const char secrets_query[] =
@@ -43,7 +45,7 @@ static const char secrets_query[] =
 " WHERE k.expires_at IS NULL OR k.expires_at > pg_catalog.clock_timestamp() ORDER BY k.subscription_id, k.id DESC";
 
 static const char matches_query[] =
-"SELECT m.subscription_id, m.types, m.tenant, m.until_snapshot, m.until_next, m.until_clock"
+"SELECT m.subscription_id, m.types, m.tenant, m.until_snapshot, m.until_next, m.until_clock, m.filter"
 "  FROM outbox.subscription_match m WHERE m.epoch = $1 ORDER BY m.subscription_id, m.version";
 
 /* Column access for the current SPI result; column numbers count from 1. */
@@ -121,6 +123,15 @@ integers(int row, int number, int *n)
 
 	deconstruct_array(DatumGetArrayTypeP(column(row, number, &null)), INT4OID, sizeof(int32), true, TYPALIGN_INT, &elements, NULL, n);
 	return elements;
+}
+
+static JsonPath *
+path(int row, int number)
+{
+	bool		null;
+	Datum		value = column(row, number, &null);
+
+	return null ? NULL : DatumGetJsonPathPCopy(value);
 }
 
 static OutboxSnapshot *
@@ -243,6 +254,7 @@ load_one(int64 epoch, int row)
 	load_retry(&subscription->retry, row);
 	subscription->match.types = strings(row, 21, &subscription->match.n_types);
 	subscription->match.tenant = string(row, 22);
+	subscription->match.filter = path(row, 41);
 	subscription->start_epoch = integer(row, 23);
 	subscription->start = snapshot(row, 24);
 	after = column(row, 27, &null);
@@ -391,6 +403,7 @@ load_matches(OutboxSubscription **all, int n)
 		match = &subscription->earlier[subscription->n_earlier++];
 		match->types = strings(i, 2, &match->n_types);
 		match->tenant = string(i, 3);
+		match->filter = path(i, 7);
 		match->until = snapshot(i, 4);
 		MemoryContextSwitchTo(old);
 	}
@@ -469,9 +482,58 @@ is_pinged(const OutboxSubscription *subscription, const OutboxEvent *event)
 	return event->body != NULL && strcmp(expected, event->body) == 0;
 }
 
-bool
-outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEvent *event)
+/*
+ * Between two lanes nothing may raise: some would have the event, and get it again when it is routed anew.  So cancellation waits (ending does not), and if memory runs out the worker
+ * ends, and the next one begins at the cursors.
+ */
+static bool
+fulfils(JsonPath *filter, OutboxChunk *chunk, int index)
 {
+	static MemoryContext scratch = NULL;
+	volatile bool result = false;
+
+	HOLD_CANCEL_INTERRUPTS();
+	PG_TRY();
+	{
+		Jsonb	   *payload = outbox_chunk_payload(chunk, index);
+
+		if (payload != NULL)
+		{
+			MemoryContext old;
+
+			if (scratch == NULL)
+				scratch = AllocSetContextCreate(TopMemoryContext, "outbox filter", ALLOCSET_DEFAULT_SIZES);
+			old = MemoryContextSwitchTo(scratch);
+			result = outbox_filter_matches(filter, payload);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(scratch);
+		}
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		proc_exit(1);
+	}
+	PG_END_TRY();
+	RESUME_CANCEL_INTERRUPTS();
+	return result;
+}
+
+static bool
+is_of_type(const OutboxMatch *match, const char *type)
+{
+	for (int i = 0; i < match->n_types; i++)
+	{
+		if (outbox_pattern_matches(match->types[i], type))
+			return true;
+	}
+	return false;
+}
+
+bool
+outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *chunk, int index)
+{
+	const OutboxEvent *event = &chunk->events[index].event;
 	const OutboxMatch *match = &subscription->match;
 
 	/* nobody knows whose it was: it is a dead letter for everybody */
@@ -493,10 +555,5 @@ outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEv
 		return false;
 	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
 		return false;
-	for (int i = 0; i < match->n_types; i++)
-	{
-		if (outbox_pattern_matches(match->types[i], event->type))
-			return true;
-	}
-	return false;
+	return is_of_type(match, event->type) && (match->filter == NULL || fulfils(match->filter, chunk, index));
 }

@@ -7,6 +7,7 @@
 #define OUTBOX_SUBSCRIPTION_H
 
 #include "breaker.h"
+#include "filter.h"
 #include "http.h"
 #include "tick.h"
 
@@ -16,6 +17,7 @@ typedef struct OutboxMatch
 	char	  **types;
 	int			n_types;
 	char	   *tenant;			/* NULL: every tenant's events */
+	JsonPath   *filter;			/* NULL: whatever the payload */
 	OutboxSnapshot *until;
 } OutboxMatch;
 
@@ -77,7 +79,7 @@ extern void outbox_subscription_unpin(OutboxSubscription *subscription);
 /* Drops earlier matching rules that apply only to what this snapshot has seen; true if there were any. */
 extern bool outbox_subscription_forget(OutboxSubscription *subscription, const OutboxSnapshot *passed);
 
-/* Is this event for it? Does not look at positions. */
-extern bool outbox_subscription_wants(const OutboxSubscription *subscription, const OutboxEvent *event);
+/* Is this event of a chunk for it? Does not look at positions.  Raises nothing; a filter that fails on the event counts as no. */
+extern bool outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *chunk, int index);
 
 #endif							/* OUTBOX_SUBSCRIPTION_H */

@@ -28,6 +28,7 @@
 
 #include "compat.h"
 #include "event_id.h"
+#include "filter.h"
 #include "ledger.h"
 #include "tick.h"
 #include "utf8.h"
@@ -261,6 +262,7 @@ uncache_chunk(OutboxChunk *chunk)
 	dlist_delete(&chunk->node);
 	cached_chunks--;
 	cached_bytes -= chunk->bytes;
+	chunk->cached = false;
 	outbox_chunk_unpin(chunk);
 }
 
@@ -299,7 +301,49 @@ cache_chunk(OutboxChunk *chunk)
 	chunk->pins++;				/* the cache's own */
 	cached_chunks++;
 	cached_bytes += chunk->bytes;
+	chunk->cached = true;
 	trim_cache();
+}
+
+/*
+ * Parsed once for all filters, and kept with the chunk, until those of a chunk take as much memory as its events may; of the others only the last one is at hand.
+ */
+Jsonb *
+outbox_chunk_payload(OutboxChunk *chunk, int index)
+{
+	static MemoryContext parsing = NULL;
+	static Jsonb *last = NULL;
+	static pg_uuid_t last_id;
+	OutboxLoggedEvent *logged = &chunk->events[index];
+	MemoryContext old;
+	Size		size;
+
+	if (logged->payload != NULL || !logged->event.json || logged->event.body == NULL)
+		return logged->payload;
+	if (last != NULL && memcmp(&last_id, &logged->event.log_id, sizeof(pg_uuid_t)) == 0)
+		return last;
+
+	if (parsing == NULL)
+		parsing = AllocSetContextCreate(TopMemoryContext, "outbox payload", ALLOCSET_DEFAULT_SIZES);
+	last = NULL;
+	MemoryContextReset(parsing);
+	old = MemoryContextSwitchTo(parsing);
+	last = outbox_filter_payload(logged->event.body);
+	MemoryContextSwitchTo(old);
+	if (last == NULL)
+		return NULL;
+	last_id = logged->event.log_id;
+
+	size = VARSIZE(last);
+	if (chunk->context == NULL || chunk->payload_bytes + size > CHUNK_BYTES)
+		return last;
+	logged->payload = MemoryContextAlloc(chunk->context, size);
+	memcpy(logged->payload, last, size);
+	chunk->payload_bytes += size;
+	chunk->bytes += size;
+	if (chunk->cached)
+		cached_bytes += size;
+	return logged->payload;
 }
 
 OutboxChunk *

@@ -53,6 +53,8 @@ typedef struct OutboxLoggedEvent
 	OutboxHeader *headers;
 	int			n_headers;
 	bool		utf8;
+
+	Jsonb	   *payload;		/* of the body; once a filter has asked (outbox_chunk_payload) */
 } OutboxLoggedEvent;
 
 /* A subscription that already has a delivery row for an event of a chunk: it must not enter again. */
@@ -67,7 +69,9 @@ typedef struct OutboxChunk
 	dlist_node	node;			/* in the cache, most recently used first */
 	MemoryContext context;
 	Size		bytes;
+	Size		payload_bytes;	/* of them, what filters have asked for */
 	int			pins;
+	bool		cached;
 	OutboxPosition from;		/* before its first event */
 	OutboxPosition to;			/* after its last one */
 	int			n;
@@ -122,6 +126,9 @@ extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxP
 
 /* The events at the first *n of these places (log_id) that still exist, as a private chunk, pinned once; *n becomes less when they are large. */
 extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *log_ids, int *n);
+
+/* The payload of an event as jsonb, for filters; NULL: it has none.  Valid until the next call. */
+extern Jsonb *outbox_chunk_payload(OutboxChunk *chunk, int index);
 
 extern OutboxChunk *outbox_chunk_pin(OutboxChunk *chunk);
 extern void outbox_chunk_unpin(OutboxChunk *chunk);

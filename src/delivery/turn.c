@@ -150,7 +150,10 @@ outbox_turn_run(uint32 reasons)
 		work->want_resync = true;
 
 	if (work->want_reload && outbox_work_step(OUTBOX_STEP_RELOAD, now))
+	{
 		outbox_restore_reload();
+		ConditionVariableBroadcast(&work->database->recorded);	/* who waited for one that is gone waits no longer */
+	}
 	if (!work->over && outbox_mover_step(now, reasons & OUTBOX_RING_SCHEDULED))
 		now = GetCurrentTimestamp();	/* no attempt begins before its event was due */
 	outbox_reader_confirm();

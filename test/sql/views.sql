@@ -94,7 +94,7 @@ SELECT name, kind, url, tenant, labels, state, reason, CASE name WHEN 'all' THEN
   FROM outbox.subscription_status WHERE name IN ('all', 'earliest', 'tomorrow') ORDER BY name;
 
 \echo -- a life, as it is told
-SELECT what, subscription, regexp_replace(regexp_replace(detail, 'transaction \d+', 'transaction N'), 'until .*', 'until then') AS detail FROM outbox.trace(:'second') WHERE subscription IS NULL OR subscription IN ('all', 'invoices') ORDER BY what IN ('blocked'), at, what;
+SELECT what, subscription, regexp_replace(regexp_replace(replace(detail, :'first', 'FIRST'), 'transaction \d+', 'transaction N'), 'until .*', 'until then') AS detail FROM outbox.trace(:'second') WHERE subscription IS NULL OR subscription IN ('all', 'invoices') ORDER BY what IN ('blocked'), at, what;
 SELECT what, subscription, regexp_replace(regexp_replace(detail, 'transaction \d+', 'transaction N'), ' than .*, where', ' than then, where') AS detail
   FROM outbox.trace(:'first') WHERE subscription IS NULL OR subscription IN ('earliest', 'tomorrow', 'own') ORDER BY what = 'dead', what, subscription;
 SELECT what, subscription, detail FROM outbox.trace(:'ping') WHERE what <> 'enqueued' ORDER BY at, what;

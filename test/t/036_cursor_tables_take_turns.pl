@@ -8,7 +8,7 @@ use Outbox::Test;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = outbox_node('main', conf => [ "outbox.maintenance_interval = '1s'", 'outbox.max_subscriptions = 25000', 'log_statement = none' ]);
+my $node = outbox_node('main', conf => [ "outbox.maintenance_interval = '1s'", 'outbox.max_subscriptions = 50000', 'log_statement = none' ]);
 my $receiver = Outbox::Receiver->new;
 my $many = 20100;    # one more than rows fit into a pair
 
