@@ -22,9 +22,10 @@ OBJS = \
 	src/expiry.o \
 	src/field.o \
 	src/filter.o \
+	src/guard.o \
 	src/headers.o \
-	src/keyring.o \
 	src/inbox.o \
+	src/keyring.o \
 	src/launcher.o \
 	src/limit.o \
 	src/module.o \
@@ -36,6 +37,8 @@ OBJS = \
 	src/schedule.o \
 	src/settings.o \
 	src/snapshot.o \
+	src/table.o \
+	src/upkeep.o \
 	src/vault.o \
 	src/webhook.o \
 	src/yield.o

@@ -13,7 +13,7 @@
 #include "utils/xid8.h"
 
 #include "cursors.h"
-#include "ring.h"
+#include "table.h"
 #include "statement.h"
 
 /* A pair of tables is left for the other one after this many cursor rows. */
@@ -147,7 +147,7 @@ outbox_cursors_empty_old(const OutboxCatalog *catalog)
 
 	for (int i = 0; i < 2; i++)
 		tables[i] = get_relname_relid(names[1 - pair][i], catalog->schema);
-	if (outbox_ring_truncate(tables, 2))
+	if (outbox_tables_empty(tables, 2))
 		old_pair_full = false;
 }
 

@@ -29,7 +29,7 @@
 
 #include "compat.h"
 #include "ledger.h"
-#include "ring.h"
+#include "upkeep.h"
 #include "settings.h"
 #include "statement.h"
 
@@ -544,7 +544,7 @@ write_attempts(const OutboxCatalog *catalog)
 	TupleTableSlot *slots[ATTEMPTS_AT_ONCE];
 	int			n_slots = Min(n_attempts, ATTEMPTS_AT_ONCE);
 
-	snprintf(name, sizeof(name), "attempt_log_%d", outbox_ring_attempt_part(GetCurrentTimestamp()));
+	snprintf(name, sizeof(name), "attempt_log_%d", outbox_upkeep_attempt_part(GetCurrentTimestamp()));
 	relation = table_open(get_relname_relid(name, catalog->schema), RowExclusiveLock);
 	InitResultRelInfo(result, relation, 0, NULL, 0);
 	ExecOpenIndices(result, false);

@@ -21,7 +21,7 @@
 #include "recorder.h"
 #include "replay.h"
 #include "restore.h"
-#include "ring.h"
+#include "upkeep.h"
 #include "sender.h"
 #include "settings.h"
 #include "turn.h"
@@ -73,7 +73,7 @@ maintain_step(TimestampTz now)
 		ListCell   *cell;
 
 		PushActiveSnapshot(GetTransactionSnapshot());
-		foreach(cell, outbox_ring_maintain(want_renewal))
+		foreach(cell, outbox_upkeep(want_renewal))
 		{
 			const OutboxMaintenance *entry = lfirst(cell);
 
