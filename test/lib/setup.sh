@@ -1,4 +1,4 @@
-# What test/all, test/demo and test/one have in common: the packages they need, a private copy of the server to install into, and a
+# What test/all, test/demo, test/one and the example have in common: the packages they need, a private copy of the server to install into, and a
 # scratch directory that is gone afterwards.  Sourced by bash.
 #
 # Each of these scripts runs twice. Outside, as whoever called it: `enter` installs what is missing, copies the project into the scratch
@@ -87,6 +87,12 @@ test_packages() {
 	command -v npm >/dev/null || printf '%s\n' npm
 }
 
+# What the example needs to run.
+example_packages() {
+	command -v node >/dev/null || printf '%s\n' nodejs
+	command -v npm >/dev/null || printf '%s\n' npm
+}
+
 # A node that is not Debian's: no package of Debian's that wants node can be installed beside it.
 foreign_node() { command -v node >/dev/null && ! installed node-pg && ! apt-get install -s -qq --no-install-recommends node-pg >/dev/null 2>&1; }
 
@@ -100,9 +106,9 @@ unpack_node_pg() {
 		{ complain "apt-get download node-pg failed"; exit 2; }
 }
 
-# The reference libraries that the formats are verified with; which versions of what, says the lock file.
+# install_npm_packages DIRECTORY: what its package.json wants; which versions of what, says the lock file.
 install_npm_packages() {
-	local to=$scratch/npm from=$root/test/drivers
+	local to=$scratch/npm from=$1
 	if cmp -s "$from/package-lock.json" "$to/package-lock.json" && [ -d "$to/node_modules" ]; then return; fi
 	rm -rf "$to"
 	mkdir -p "$to"
@@ -139,7 +145,7 @@ copy_sources() {
 	mkdir -p "$to"
 	rm -rf "$to/test" "$to/expected" "$to/sql"
 	tar -C "$root" -cf - --warning=no-file-changed --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude='*.bin' --exclude=./results --exclude=./output_iso \
-		--exclude=./tmp_check --exclude=./log --exclude='./regression.*' . | tar -C "$to" -xf - --no-same-owner
+		--exclude=./tmp_check --exclude=./log --exclude='./regression.*' --exclude=node_modules . | tar -C "$to" -xf - --no-same-owner
 }
 
 # Whatever still runs out of the scratch directory, by the process ids written there.
@@ -193,7 +199,8 @@ as_unprivileged() {
 	fi
 }
 
-# enter SCRIPT [ARGUMENT…] — with `packages` and `keep_scratch` (a directory, or empty) set by the caller.
+# enter SCRIPT [ARGUMENT…] — with `packages`, `npm_packages` (a directory with a package.json, or empty) and `keep_scratch` (a directory, or empty) set by the caller.
+# SCRIPT is relative to test/.
 # Inside it returns, with $scratch, $tree, $source and PATH set, the working directory being the copy of the project.
 enter() {
 	local script=$1 status variable
@@ -224,7 +231,8 @@ enter() {
 	chmod 755 "$scratch"
 	[ -d "$scratch/tree/usr/lib/postgresql/$PGVERSION" ] || make_tree "$scratch/tree"
 	mkdir -p "$scratch/run" "$scratch/home"
-	[ "${packages-}" != test_packages ] || { unpack_node_pg && install_npm_packages; }
+	[ "${packages-}" != test_packages ] || unpack_node_pg
+	[ -z "${npm_packages-}" ] || install_npm_packages "$npm_packages"
 	copy_sources "$scratch/source"
 	[ "$(id -u)" = 0 ] && chown -R "$(unprivileged):" "$scratch"
 	for variable in $(compgen -v | grep '^PG'); do # nobody's server but ours
