@@ -1,4 +1,4 @@
-# The documented line works from node-postgres, prepared or not, and through PgBouncer in transaction mode.
+# The documented line works from node-postgres and psycopg, prepared or not, and through PgBouncer in transaction mode.
 use strict;
 use warnings;
 
@@ -13,12 +13,15 @@ my $receiver = Outbox::Receiver->new;
 subscribe($node, 'all', $receiver->url('/ok'));
 $node->safe_psql('postgres', 'CREATE TABLE orders (note text)');
 
-sub run_node
+my @node = ('node', "$FindBin::RealBin/../drivers/node-postgres.js");
+my @psycopg = ('/usr/bin/python3', "$FindBin::RealBin/../drivers/psycopg.py");
+
+sub run_driver
 {
-	my ($what, $host, $port, @arguments) = @_;
+	my ($what, $key, $host, $port, @command) = @_;
 	local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE)} = ($host, $port, scalar getpwuid($>), 'postgres');
 	my ($out, $err);
-	my $ok = IPC::Run::run([ 'node', "$FindBin::RealBin/../drivers/node-postgres.js", @arguments ], '<', \undef, '>', \$out, '2>', \$err);
+	my $ok = IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err);
 	ok($ok, "$what: runs") or diag $err;
 	my @committed = $out =~ /^committed (\S+)$/mg;
 	my @rolled_back = $out =~ /^rolled back (\S+)$/mg;
@@ -29,10 +32,11 @@ sub run_node
 	is(scalar(grep { !$sent{$_} } @committed), 0, "$what: what it committed is delivered");
 	is(scalar(grep { $sent{$_} } @rolled_back), 0, "$what: what it rolled back is not");
 	is($sent{ $committed[0] }{bytes}, '{"how": "plain"}', "$what: with its payload");
-	is($sent{ $committed[0] }{key}, 'node-1', "$what: and its key");
+	is($sent{ $committed[0] }{key}, $key, "$what: and its key");
 }
 
-run_node('node-postgres', $node->host, $node->port, 'prepared');
+run_driver('node-postgres', 'node-1', $node->host, $node->port, @node, 'prepared');
+run_driver('psycopg', 'psycopg-1', $node->host, $node->port, @psycopg, 'prepared');
 
 # PgBouncer with a single server connection, so that transactions of different clients alternate in one backend
 my $directory = PostgreSQL::Test::Utils::tempdir_short();
@@ -65,7 +69,8 @@ if ($bouncer == 0)
 END { if ($bouncer) { my $status = $?; kill 'TERM', $bouncer; waitpid $bouncer, 0; $? = $status } }
 wait_for(sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) }, 'PgBouncer listening') or diag slurp_file("$directory/output");
 
-run_node('PgBouncer in transaction mode', '127.0.0.1', $port);
+run_driver('node-postgres through PgBouncer in transaction mode', 'node-1', '127.0.0.1', $port, @node);
+run_driver('psycopg through PgBouncer', 'psycopg-1', '127.0.0.1', $port, @psycopg);
 is($node->safe_psql('postgres', q{SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()}), '1',
 	'all of it in one backend');
 
