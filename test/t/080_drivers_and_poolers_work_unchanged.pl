@@ -14,7 +14,7 @@ subscribe($node, 'all', $receiver->url('/ok'));
 $node->safe_psql('postgres', 'CREATE TABLE orders (note text)');
 
 my @node = ('node', "$FindBin::RealBin/../drivers/node-postgres.js");
-my @psycopg = ('/usr/bin/python3', "$FindBin::RealBin/../drivers/psycopg.py");
+my @psycopg = ('/usr/bin/python3', "$FindBin::RealBin/../drivers/psycopg-3.py");
 
 sub run_driver
 {

@@ -17,12 +17,15 @@ $node->safe_psql('postgres', $tables);
 $node->safe_psql('postgres', q{CREATE ROLE app LOGIN; GRANT ALL ON orders, invoice TO app; SELECT outbox.grant_role('app', 'publisher'), outbox.grant_role('app', 'consumer')});
 $node->safe_psql('postgres', 'INSERT INTO orders SELECT generate_series(1, 300)');
 
-local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE)} = ($node->host, $node->port, 'app', 'postgres');
 for my $case ([ 'node-postgres', 'node', "$drivers/documented.js", $document, 1, 150 ], [ 'psycopg', '/usr/bin/python3', "$drivers/documented.py", $document, 151, 300 ])
 {
 	my ($what, @command) = @$case;
-	my ($out, $err);
-	ok(IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err), "$what: pay, receive, work") or diag $err;
+	my ($out, $err, $ran);
+	{
+		local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE)} = ($node->host, $node->port, 'app', 'postgres');
+		$ran = IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err);
+	}
+	ok($ran, "$what: pay, receive, work") or diag $err;
 	is($node->safe_psql('postgres', "SELECT count(*), count(DISTINCT order_id) FROM invoice WHERE order_id BETWEEN $command[3] AND $command[4]"), '150|150', "$what: an invoice for each order");
 }
 is($node->safe_psql('postgres', q{SELECT s.status, count(*) FROM outbox.event AS e CROSS JOIN outbox.event_status(e.id) AS s GROUP BY 1}), 'delivered|300', 'all that was pulled is settled');
