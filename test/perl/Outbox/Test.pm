@@ -135,7 +135,8 @@ sub signature_of
 }
 
 # Producers: each a psql that runs so many transactions, every tenth rolled back, over its own few keys, and writes down what it saw.
-# Options: count (4), transactions (1000), keys (5), settings (SQL before), tag (a prefix for the keys), pause (seconds after each).
+# Options: count (4), transactions (1000), keys (5), settings (SQL before), tag (a prefix for the keys), pause (seconds after each),
+# arguments (more of them, for enqueue).
 sub start_producers
 {
 	my ($node, %options) = @_;
@@ -146,10 +147,11 @@ sub start_producers
 		open my $script, '>', "$directory/$n.sql" or die;
 		print $script "SET application_name = 'producer';\n";
 		print $script "$options{settings};\n" if $options{settings};
+		my $arguments = $options{arguments} ? ", $options{arguments}" : '';
 		for my $i (1 .. $options{transactions} // 1000)
 		{
 			my $key = sprintf '%s%d-%d', $options{tag} // 'p', $n, $i % ($options{keys} // 5);
-			print $script "BEGIN;\nSELECT 'event', '$key', outbox.enqueue('load.made', '{\"producer\": $n, \"i\": $i}', key => '$key');\n", $i % 10 == 0 ? "ROLLBACK;\n" : "COMMIT;\n";
+			print $script "BEGIN;\nSELECT 'event', '$key', outbox.enqueue('load.made', '{\"producer\": $n, \"i\": $i}', key => '$key'$arguments);\n", $i % 10 == 0 ? "ROLLBACK;\n" : "COMMIT;\n";
 			print $script "SELECT pg_sleep($options{pause});\n" if $options{pause};
 		}
 		close $script;
