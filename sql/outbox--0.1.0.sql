@@ -1109,15 +1109,16 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_ca(text) IS 'Refuses (22023) a text that cannot be certificates in PEM form';
 
-CREATE FUNCTION outbox._check_span(option text, span interval, lowest interval, highest interval) RETURNS void LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION outbox._check_span(option text, span interval, lowest interval, highest interval, bound text DEFAULT NULL) RETURNS void LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF span IS NULL OR span < lowest OR span > highest THEN
-        PERFORM outbox._refuse_option(option, format('%s is not between %s and %s.', COALESCE(span::text, 'NULL'), lowest, highest), format('Choose a value between %s and %s.', lowest, highest));
+        PERFORM outbox._refuse_option(option, format('%s is not between %s and %s.', COALESCE(span::text, 'NULL'), lowest, highest),
+                                      format('Choose a value between %s and %s', lowest, highest) || COALESCE(', or change "' || bound || '" as well', '') || '.');
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_span(text, interval, interval, interval) IS 'Refuses (22023) an interval out of bounds';
+COMMENT ON FUNCTION outbox._check_span(text, interval, interval, interval, text) IS 'Refuses (22023) an interval out of bounds. bound: the option that is one of them';
 
 CREATE FUNCTION outbox._check_number(option text, number float8, lowest float8, highest float8) RETURNS void LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -1144,7 +1145,7 @@ BEGIN
                       breaker_threshold,breaker_probe,breaker_max,disable_after}'::text[])
      ORDER BY o LIMIT 1;
     IF FOUND THEN
-        PERFORM outbox._refuse_option(option, 'A pull subscription sends nothing: this option is for subscriptions with a URL.', 'Leave it out, or give a URL.');
+        PERFORM outbox._refuse_option(option, 'A pull subscription sends nothing: this option is for subscriptions with a URL.', 'Leave it out, or subscribe with a URL.');
     END IF;
 END
 $$;
@@ -1189,14 +1190,14 @@ BEGIN
 
     PERFORM outbox._check_number('max_in_flight', s.max_in_flight, 1, 1000);
     PERFORM outbox._check_span('timeout', s.timeout, '100 ms', '10 min');
-    PERFORM outbox._check_span('connect_timeout', s.connect_timeout, '100 ms', s.timeout);
+    PERFORM outbox._check_span('connect_timeout', s.connect_timeout, '100 ms', s.timeout, 'timeout');
     PERFORM outbox._check_span('retry_base', s.retry_base, '1 ms', '1 day');
     PERFORM outbox._check_number('retry_factor', s.retry_factor, 1, 100);
-    PERFORM outbox._check_span('retry_max', s.retry_max, s.retry_base, '30 days');
+    PERFORM outbox._check_span('retry_max', s.retry_max, s.retry_base, '30 days', 'retry_base');
     PERFORM outbox._check_number('retry_jitter', s.retry_jitter, 0, 1);
     PERFORM outbox._check_number('max_attempts', s.max_attempts, 1, 1000);
     IF s.give_up_after <> '0'::interval THEN   -- 0: never
-        PERFORM outbox._check_span('give_up_after', s.give_up_after, s.retry_base, '365 days');
+        PERFORM outbox._check_span('give_up_after', s.give_up_after, s.retry_base, '365 days', 'retry_base');
         -- one that was permitted once does not stand in the way of other changes
         IF s.give_up_after > outbox._max_backlog_age() AND s.give_up_after IS DISTINCT FROM (SELECT t.give_up_after FROM outbox.subscription AS t WHERE t.id = s.id) THEN
             PERFORM outbox._refuse_option('give_up_after', format('%s is longer than outbox.max_backlog_age, which is %s: what waits behind the event would be given up first.', s.give_up_after, outbox._max_backlog_age()),
@@ -1217,7 +1218,7 @@ BEGIN
     END IF;
     PERFORM outbox._check_number('breaker_threshold', s.breaker_threshold, 0, 1000000);
     PERFORM outbox._check_span('breaker_probe', s.breaker_probe, '10 ms', '1 day');
-    PERFORM outbox._check_span('breaker_max', s.breaker_max, s.breaker_probe, '30 days');
+    PERFORM outbox._check_span('breaker_max', s.breaker_max, s.breaker_probe, '30 days', 'breaker_probe');
     IF s.disable_after <> '0'::interval THEN   -- 0: never
         PERFORM outbox._check_span('disable_after', s.disable_after, '1 s', '365 days');
     END IF;
@@ -1424,26 +1425,45 @@ CREATE FUNCTION outbox.subscribe(
 RETURNS text LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_manage_options';
 COMMENT ON FUNCTION outbox.subscribe IS
 'Creates a subscription. Returns its signing secret, which is shown only now; NULL for a pull subscription, and if the subscription existed (if_not_exists).
-NULL stands for the default:
+NULL stands for the default, which is in parentheses. Intervals are given with their unit.
 name: 1 to 128 of letters, digits, _ . : -
 url: of the webhook receiver, at most 2048 bytes. Without one it is a pull subscription: see pull(). What concerns requests is then refused.
-types: patterns; * is one dot-separated word, ** any number of words ({**}). tenant: only events of this tenant.
-ordering: key (events with the same key one after the other) or none (key). on_dead: skip, or block what follows a dead letter of the same key (skip).
-starting: now, earliest, or a timestamp (now: this transaction''s own events and all that commit later).
-max_in_flight: 1 to 1000 requests at a time (10). timeout: 100 ms to 10 min (15 s). connect_timeout: at most timeout (5 s, or timeout).
-retry_base: delay after the first failure, 1 ms to 1 d (5 s). retry_factor: its growth, 1 to 100 (4). retry_max: longest delay, at most 30 d (4 h, or retry_base). retry_jitter: 0 to 1 (0.2).
-max_attempts: 1 to 1000 (25). give_up_after: since the first attempt; 0 is never (3 d). fatal_statuses: HTTP statuses that are not retried ({}).
-max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000). response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
+types: patterns, at least one; * is one dot-separated word, ** any number of words ({**}).
+tenant: only events of this tenant, 1 to 128 bytes (none: of any, or without one).
 filter: a jsonpath that the payload must fulfil: a predicate must be true ($.amount > 100, as @@), any other path must find something ($.items[*] ? (@.price > 100), as @?); an error counts as no,
-and no event of enqueue_raw() fulfils one. It is evaluated for each event: like_regex and ** can be slow, and hold up the others (none). format: CloudEvents mode, binary, structured or batch (binary).
-batch_size: 1 to 10,000 events (100). batch_bytes: 1 kB to 16 MB (256 kB). batch_linger: how long a batch waits for more, 0 to 10 s (10 ms).
-rate_limit: requests per second, 0.001 to 1,000,000 (none). breaker_threshold: transient failures in a row that open the circuit breaker, 0 is never (10).
-breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s). breaker_max: longest time between probes, at most 30 d (10 min, or breaker_probe).
-disable_after: nothing but failures for so long disable it, 0 is never, else 1 s to 365 d (5 d). ca: certificates, PEM, to verify the receiver by (the system''s).
-network: public (https, ports, no internal address) or private (an operator''s right) (public). ports: permitted under public ({443}).
+and no event of enqueue_raw() fulfils one. It is evaluated for each event: like_regex and ** can be slow, and hold up the others (none).
+starting: now, earliest, or a timestamp (now: this transaction''s own events and all that commit later).
+ordering: key, events with the same key one after the other, or none (key).
+on_dead: skip, or block what follows a dead letter of the same key (skip).
+network: public (https, ports, no internal address) or private (an operator''s right) (public).
+ports: permitted under public, 1 to 100 of 1 to 65535 ({443}).
+ca: certificates, PEM, at most 64 kB, to verify the receiver by (the system''s).
 headers: sent with every request, an object of at most 32 strings, 8 kB in all; they are kept with the secrets, and win over an event''s own (none).
-labels: a JSON object. description: free text. secret: whsec_ and the base64 of 24 to 64 bytes; a generated one is never in the server''s log.
-Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network, F0000 outbox.secret_key_file cannot be used. When the call fails, the server log does not quote the statement; but settings that log
+secret: whsec_ and the base64 of 24 to 64 bytes; a generated one is never in the server''s log (generated, 32 bytes).
+format: CloudEvents mode, binary, structured or batch (binary).
+batch_size: events in a batch, 1 to 10,000 (100).
+batch_bytes: bytes of a batch, 1 kB to 16 MB; a single event may have more (262144).
+batch_linger: how long a batch waits for more, 0 to 10 s (10 ms).
+max_in_flight: requests at a time, 1 to 1000 (10).
+rate_limit: requests per second, 0.001 to 1,000,000 (none).
+timeout: of a whole request, 100 ms to 10 min (15 s).
+connect_timeout: of its beginning, up to TLS, 100 ms to timeout (5 s, or timeout).
+retry_base: delay after the first failure, 1 ms to 1 d (5 s).
+retry_factor: its growth with each attempt, 1 to 100 (4).
+retry_max: longest delay, retry_base to 30 d (4 h, or retry_base).
+retry_jitter: part by which each delay is spread, 0 to 1 (0.2).
+max_attempts: then it is a dead letter, 1 to 1000 (25).
+give_up_after: so it is this long after the first attempt, retry_base to 365 d, and no longer than outbox.max_backlog_age; 0 is never (3 d, or outbox.max_backlog_age).
+fatal_statuses: HTTP statuses that are not retried, at most 100 of 300 to 599, not 408, 410, 425, 429 ({}).
+max_blocked: undelivered events it may pass, 1 to 1,000,000 (10,000).
+breaker_threshold: transient failures in a row that open the circuit breaker, 1 to 1,000,000; 0 is never (10).
+breaker_probe: from opening to the first probe, 10 ms to 1 d (10 s).
+breaker_max: longest time between probes, breaker_probe to 30 d (10 min, or breaker_probe).
+disable_after: nothing but failures for so long, and at least ten, disable it, 1 s to 365 d; 0 is never (5 d).
+response_kept: bytes of an answer in attempt, 0 to 65536 (1024).
+labels: a JSON object, at most 8 kB (none). description: free text, at most 8 kB (none).
+if_not_exists: a subscription of this name is left as it is, and NULL is returned (false).
+Errors: 22023 invalid option, 42602 invalid name, 42710 name in use, 42501 private network, 54000 more subscriptions than outbox.max_subscriptions or outbox.max_subscriptions_per_tenant, F0000 outbox.secret_key_file cannot be used; each says what would do. When the call fails, the server log does not quote the statement; but settings that log
 statements, such as log_statement and log_min_duration_statement, log this one too, with the whole URL, headers and a given secret: switch them off for it.';
 
 -- Found and locked for a change. Managers manage public subscriptions; those on the private network are an operator's.
@@ -2568,6 +2588,7 @@ may be from now, at most 1 day. False for whatever a stranger could send, never 
 -- ===== idempotency keys ==================================================================================================
 
 CREATE SEQUENCE outbox.idempotency_key_token AS bigint;
+COMMENT ON SEQUENCE outbox.idempotency_key_token IS 'Tokens of begin_request(): ascending, so that they can fence';
 SELECT pg_catalog.pg_extension_config_dump('outbox.idempotency_key_token', '');   -- a restored copy does not give a token twice
 
 CREATE TABLE outbox.idempotency_key (

@@ -31,6 +31,10 @@ SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'outbox'::regnames
 SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
  WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND a.attislocal AND col_description(c.oid, a.attnum) IS NULL;
 
+SELECT pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+ WHERE d.deptype = 'e' AND x.extname = 'outbox' AND obj_description(d.objid, d.classid::regclass::name) IS NULL
+   AND NOT EXISTS (SELECT FROM pg_depend i WHERE i.classid = d.classid AND i.objid = d.objid AND i.deptype = 'i');   -- that of an identity column
+
 \echo -- the worker hears of changes that are made in a session with session_replication_role = replica, too
 SELECT count(*) FROM pg_trigger WHERE tgname = 'changed' AND tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND tgenabled = 'A';
 

@@ -105,6 +105,23 @@ SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('full', connect_timeou
 SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('nobody', timeout => '20 s')$$);
 SELECT pg_temp.refusal($$SELECT outbox.alter_subscription(NULL)$$);
 
+
+\echo -- what is given must go with what is there
+SELECT change, pg_temp.refusal(format('SELECT outbox.alter_subscription(%L, %s)', name, change))
+  FROM (VALUES ('plain', 'timeout => ''4 s'''), ('plain', 'breaker_probe => ''20 min'''), ('plain', 'retry_base => ''5 h'''), ('plain', 'retry_max => ''1 s'''), ('plain', 'give_up_after => ''15 days'''),
+               ('plain', 'url => ''http://example.com/'''), ('plain', 'ports => ''{8443}'''), ('plain', 'headers => ''{"host": "example.com"}'''), ('inside', 'network => ''public'''),
+               ('inside', 'reset => ''{network}''')) AS v (name, change);
+
+\echo -- a pull subscription has no option that concerns requests
+SELECT outbox.subscribe('pulled') IS NULL;
+SELECT pg_temp.refusal(format('SELECT outbox.subscribe(%L, %s)', 'pulled too', option)), pg_temp.refusal(format('SELECT outbox.alter_subscription(%L, %s)', 'pulled', option)) LIKE '22023 | % | %' AS altered
+  FROM unnest(ARRAY['network => ''private''', 'ports => ''{443}''', 'ca => ''x''', 'headers => ''{}''', 'timeout => ''1 s''', 'connect_timeout => ''1 s''', 'response_kept => 0', 'fatal_statuses => ''{400}''',
+                    'max_in_flight => 1', 'rate_limit => 1', 'format => ''batch''', 'batch_size => 1', 'batch_bytes => 1024', 'batch_linger => ''0''', 'breaker_threshold => 0', 'breaker_probe => ''1 s''',
+                    'breaker_max => ''1 h''', 'disable_after => ''0''']) AS option;
+SELECT pg_temp.refusal($$SELECT outbox.subscribe('pulled too', secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw')$$);
+SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('pulled', url => 'https://example.com/')$$);
+SELECT pg_temp.refusal($$SELECT outbox.alter_subscription('pulled', retry_base => '1 s', max_attempts => 3, give_up_after => '1 h', on_dead => 'block', ordering => 'none', labels => '{}')$$);
+
 \echo -- changed types or tenant: the old rules are kept for what has been committed
 SELECT outbox.alter_subscription('full', types => '{order.*,invoice.**}', tenant => 'acme');
 SELECT count(*) FROM outbox.subscription_match;
