@@ -171,17 +171,14 @@ find_bound(const OutboxPosition *position, const OutboxFullSegment *segments, co
 
 /* ---- moving ---- */
 
-/* How many events a gap has for its lane, as far as that can be found out with little reading.  Returns how many it has for anyone. */
-static uint64
-look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
+/* Counts the events from this position up to `bound` that the lane would have got, as far as that can be found out with little reading.  False: there are more. */
+static bool
+count_part(OutboxLane *lane, Gap *gap, OutboxLog *log, OutboxPosition position, const pg_uuid_t *bound, uint64 *seen)
 {
-	OutboxPosition position = gap->from;
 	OutboxChunk *chunk = NULL;
-	uint64		seen = 0;
+	bool		whole = false;
 
-	if (position.partial && position.restored == 0)
-		position.upper = gap->to.upper;
-	for (int i = 0; i < COUNT_CHUNKS && seen < COUNT_EVENTS && !gap->counted; i++)
+	for (int i = 0; i < COUNT_CHUNKS && *seen < COUNT_EVENTS && !whole; i++)
 	{
 		OutboxChunk *next = outbox_chunk_read(log, work->epoch, &position, gap->to.upper, true, true);
 
@@ -189,17 +186,17 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 			outbox_chunk_unpin(chunk);
 		chunk = next;
 		position = chunk->to;
-		gap->counted = !chunk->to.partial;
+		whole = !chunk->to.partial;
 		for (int j = 0; j < chunk->n; j++)
 		{
 			const OutboxEvent *event = &chunk->events[j].event;
 
 			if (bound != NULL && memcmp(&event->log_id, bound, sizeof(pg_uuid_t)) > 0)
 			{
-				gap->counted = true;
+				whole = true;
 				break;
 			}
-			seen++;
+			(*seen)++;
 			if (!outbox_subscription_wants(lane->subscription, chunk, j) ||
 				outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id) ||
 				outbox_item_exception(lane->subscription->id, &event->id) != NULL)
@@ -212,6 +209,30 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 	}
 	if (chunk != NULL)
 		outbox_chunk_unpin(chunk);
+	return whole;
+}
+
+/*
+ * How many events a gap has for its lane.  Returns how many it has for anyone.  Beside what lies ahead in the lane's window, a gap has what was committed after that window with an id
+ * that the lane was past: it would have come with the next one.
+ */
+static uint64
+look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
+{
+	OutboxPosition position = gap->from;
+	uint64		seen = 0;
+	bool		whole = true;
+
+	if (position.partial && position.restored == 0)
+	{
+		OutboxPosition late = {.base = position.upper, .upper = position.upper};
+
+		if (position.upper->number < gap->to.upper->number)
+			whole = count_part(lane, gap, log, late, &position.after, &seen);
+		position.upper = gap->to.upper;
+		position.hinted = false;
+	}
+	gap->counted = count_part(lane, gap, log, position, bound, &seen) && whole;
 	return seen;
 }
 
