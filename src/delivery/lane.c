@@ -992,6 +992,7 @@ outbox_lane_shed(OutboxLane *lane)
 		return;
 	if (outbox_lane_cursor(lane, &position))
 		outbox_lane_fall_off(lane, &position);
+	lane->offset = outbox_lane_offset(lane);	/* what goes back has not been passed */
 	lane->need_settled = true;
 	dlist_foreach_modify(iter, &lane->outstanding)
 		outbox_item_free(dlist_container(OutboxItem, outstanding, iter.cur));

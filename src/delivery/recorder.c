@@ -196,6 +196,9 @@ outbox_recorder_step(TimestampTz now)
 {
 	bool		checkpoint = checkpoint_due(now);
 
+	/* whoever noted it: nothing waits for the next outcome of a request */
+	if (work->noted_at == 0 && outbox_ledger_pending() > 0)
+		work->noted_at = now;
 	if (!outbox_work_step(OUTBOX_STEP_RECORD, now))
 		return;
 	if (checkpoint)

@@ -128,7 +128,7 @@ time_to_wait(TimestampTz now)
 	next = Min(next, outbox_lease_next());
 	next = Min(next, outbox_mover_next());
 	if (maintain_more)
-		next = Min(next, TimestampTzPlusMilliseconds(maintained_at, MORE_MS));
+		next = Min(next, Max(TimestampTzPlusMilliseconds(maintained_at, MORE_MS), work->not_before[OUTBOX_STEP_MAINTAIN]));
 	if (work->want_reload)
 		next = Min(next, work->not_before[OUTBOX_STEP_RELOAD]);
 	wait = next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);

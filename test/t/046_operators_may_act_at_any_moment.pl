@@ -80,6 +80,27 @@ wait_for(sub { sql("SELECT turn_at > '$turns' FROM outbox._worker()") eq 't' }, 
 $session->query('ROLLBACK');
 wait_status($node, enqueue($node, 'lock.made', 3), 'newcomer', 'delivered');
 
+# What went back to the log while nothing may be sent is still ahead of the subscription, however often that happens
+subscribe($node, 'behind', $receiver->url('/hang?behind'), types => ['behind.*'], max_in_flight => 1, timeout => '10 min');
+$session->query(q{SELECT count(outbox.enqueue('behind.made', to_jsonb(i))) FROM generate_series(1, 300) AS i});
+wait_for(sub { requests('/hang?behind') == 1 }, 'the first in flight');
+for (1 .. 3)
+{
+	sql(q{SELECT outbox.pause('behind')});
+	ok(wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag', 5), 'paused: all that waits is its lag')
+		or diag 'it is: ' . sql(q{SELECT lag_events FROM outbox.subscription_status WHERE name = 'behind'});
+	sql(q{SELECT outbox.resume('behind')});
+	wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag', 5) or diag 'it is: ' . sql(q{SELECT lag_events FROM outbox.subscription_status WHERE name = 'behind'});
+}
+sql(q{SELECT outbox.unsubscribe('behind')});
+
+# A delivery whose event is gone for good is a dead letter, and written down though nothing else happens
+subscribe($node, 'bereft', $receiver->url('/ok?bereft'), types => ['bereft.*']);
+wait_status($node, enqueue($node, 'bereft.made', 1), 'bereft', 'delivered');
+sql(q{INSERT INTO outbox.delivery (subscription_id, event_id, status, attempts, next_attempt_at) SELECT id, '01900000-0000-7000-8000-000000000000', 'retrying', 1, clock_timestamp() + interval '3 s' FROM outbox.subscription WHERE name = 'bereft'});
+sql(q{SELECT outbox.redrive(reason => 'max_attempts')});	# makes the worker look at all rows
+ok(wait_for(sub { sql(q{SELECT status || ' ' || reason FROM outbox.delivery WHERE event_id = '01900000-0000-7000-8000-000000000000'}) eq 'dead internal' }, 'a dead letter', 10), 'an event that no longer exists is a dead letter');
+
 # ALTER DATABASE … SET role does not concern the worker
 sql('CREATE ROLE somebody');
 sql('ALTER DATABASE postgres SET role = somebody');
