@@ -16,16 +16,16 @@ sub requests { my ($path) = @_; return scalar(my @list = $receiver->requests($pa
 sub sql { return $node->safe_psql('postgres', $_[0]) }
 
 # A pause while requests hang, with an event of the same key waiting: each event once
-subscribe($node, 'paused', $receiver->url('/slow/300?paused'), types => ['pause.*'], max_in_flight => 3);
-my @ids = map { enqueue($node, 'pause.made', $_->[0], key => $_->[1]) } [ 1, 'a' ], [ 2, 'a' ], [ 3, 'b' ], [ 4, 'c' ], [ 5, 'a' ], [ 6, 'd' ];
-wait_for(sub { requests('/slow/300?paused') == 3 }, 'three in flight');
+subscribe($node, 'paused', $receiver->url('/slow/1000?paused'), types => ['pause.*'], max_in_flight => 3);
+my @ids = split /\n/, sql(join ' ', 'BEGIN;', (map { "SELECT outbox.enqueue('pause.made', '$_->[0]', key => '$_->[1]');" } [ 1, 'a' ], [ 2, 'a' ], [ 3, 'b' ], [ 4, 'c' ], [ 5, 'a' ], [ 6, 'd' ]), 'COMMIT');
+wait_for(sub { requests('/slow/1000?paused') == 3 }, 'three in flight');
 sql(q{SELECT outbox.pause('paused')});
 wait_for(sub { sql(q{SELECT in_flight FROM outbox._worker()}) == 0 }, 'all answered');
-is(requests('/slow/300?paused'), 3, 'paused: nothing more is sent');
+is(requests('/slow/1000?paused'), 3, 'paused: nothing more is sent');
 sql(q{SELECT outbox.resume('paused')});
 wait_status($node, $_, 'paused', 'delivered') for @ids;
-is(requests('/slow/300?paused'), 6, 'resumed: every event once');
-is(join(' ', map { $_->{bytes} } grep { $_->{key} eq 'a' } $receiver->requests('/slow/300?paused')), '1 2 5', 'in order');
+is(requests('/slow/1000?paused'), 6, 'resumed: every event once');
+is(join(' ', map { $_->{bytes} } grep { $_->{key} eq 'a' } $receiver->requests('/slow/1000?paused')), '1 2 5', 'in order');
 
 # Discarded while its retry is in flight: that was the last
 subscribe($node, 'discarded', $receiver->url('/script/discard'), types => ['discard.*'], retry_base => '50 ms');
