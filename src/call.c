@@ -24,7 +24,7 @@
 #include "utils/wait_event.h"
 
 #define BOOTHS 30
-#define OUTCOMES 32
+#define OUTCOMES 32				/* bits of half a word */
 #define LOOK_MS 500				/* how often a waiting backend looks whether there still is a worker */
 #define NO_WORKER_MS 10000		/* how long it waits for one that should be there */
 
@@ -214,6 +214,8 @@ wait_for_answer(Booth *booth)
 	{
 		if (worker_is_there(booth))
 			missing_since = 0;
+		else if (booth->call.op == OUTBOX_CALL_WITHDRAW)
+			break;				/* what is to be withdrawn has gone with the worker */
 		else if (!booth->database->wanted)
 			refuse_without_worker(booth->database);
 		else if (missing_since == 0)

@@ -70,9 +70,14 @@ is($callers[$_]->receive, '0', "answered: $_") for 20 .. 39;
 is($callers[$_]->query(q{SELECT count(*) FROM outbox.pull('slow')}), '0', "answered after a cancellation: $_") for 0 .. 9;
 
 # ---- and no worker at all: all of them hear it
+my $regretted = enqueue($node, 'slow', 4);
+($row) = pull_one($one);
+$node->safe_psql('postgres', 'CREATE TABLE business (n int)');
+$one->query("BEGIN; INSERT INTO business VALUES (1); SAVEPOINT s; SELECT outbox.ack('slow', NULL, '$row->[1]'); ROLLBACK TO s");
 $node->safe_psql('postgres', 'SELECT outbox.stop()');
 wait_for(sub { !kill 0, $worker }, 'the worker to end');
 undef $worker;
+is($one->query('COMMIT; SELECT count(*) FROM business'), '1', 'what was rolled back to a savepoint needs no worker to be forgotten');
 $_->send(q{SELECT count(*) FROM outbox.pull('slow')}) for @callers[ 20 .. 39 ];
 like($callers[$_]->receive, qr/55000/, "there is no worker: $_") for 20 .. 39;
 
