@@ -138,7 +138,7 @@ my $victim = session($node);
 my $victim_pid = $victim->query('SELECT pg_backend_pid()');
 kill 'KILL', $victim_pid;
 wait_for(sub { !kill 0, $victim_pid }, 'the end of a backend');
-wait_for(sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 && pid_of('outbox launcher') ne '' && pid_of('outbox launcher') ne $launcher }, 'the server after a crash');
+wait_for(sub { is_reachable($node) && pid_of('outbox launcher') ne '' && pid_of('outbox launcher') ne $launcher }, 'the server after a crash');
 workers_become('one postgres', 'after a crash restart: one worker for each database');
 launcher_has_looked();
 is(workers(), 'one postgres', 'and no second one later');

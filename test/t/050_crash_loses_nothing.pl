@@ -19,8 +19,6 @@ subscribe($node, 'crash', $receiver->url($path), types => ['load.made'], retry_b
 my @crashes;
 my $after = 0;
 
-sub reachable { return ($node->psql('postgres', 'SELECT 1'))[0] == 0 }
-
 sub crash
 {
 	my ($what, $tag, $fault, %options) = @_;
@@ -35,7 +33,7 @@ sub crash
 	my $committed = $ledger->count;
 	finish_producers($producers, $ledger);
 	cmp_ok($ledger->count - $committed, '<', 3 * 9000, "$what: in the middle of the load");
-	wait_for(\&reachable, "$what: the server being back");
+	wait_for(sub { is_reachable($node) }, "$what: the server being back");
 }
 
 my $killed = worker_pid($node);

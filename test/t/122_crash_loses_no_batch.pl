@@ -25,7 +25,7 @@ sub crash
 	my $committed = $ledger->count;
 	finish_producers($producers, $ledger);
 	cmp_ok($ledger->count - $committed, '<', 3 * 9000, "$what: in the middle of the load");
-	wait_for(sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 }, "$what: the server being back");
+	wait_for(sub { is_reachable($node) }, "$what: the server being back");
 }
 
 my $killed = worker_pid($node);

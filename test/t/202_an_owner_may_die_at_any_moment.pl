@@ -51,7 +51,7 @@ sql('CREATE TABLE effect (who text)');
 	my $pid = $owner->backend;
 	kill 'KILL', $pid;
 	is($owner->query('SELECT 1'), undef, 'the owner is gone');
-	wait_for(sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 }, 'recovery');
+	wait_for(sub { is_reachable($node) }, 'recovery');
 	is(sql(q{SELECT outbox.accept('c', 'crash'), outbox.accept('c', 'before the crash')}), 't|f', 'after a crash: what was open is free, what was committed is not');
 	is(sql(q{SELECT count(*) FROM effect WHERE who = 'crash'}), '0', 'and had no effect');
 }

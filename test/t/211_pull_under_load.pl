@@ -156,7 +156,7 @@ for my $round (1 .. 3)
 		wait_for(sub { !kill 0, $worker }, "round $round: the worker to be gone");
 	}
 	finish_producers($producers, $ledger);
-	wait_for(sub { ($node->psql('postgres', 'SELECT 1'))[0] == 0 }, "round $round: the server to be there");
+	wait_for(sub { is_reachable($node) }, "round $round: the server to be there");
 }
 $ledger->settle($node);
 my @committed = keys %{ $ledger->{committed} };

@@ -16,7 +16,7 @@ use Outbox::Ledger;
 use Outbox::Receiver;
 use Outbox::Session;
 
-our @EXPORT = qw(outbox_node key_file new_key install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
+our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
 	start_producers stop_producers finish_producers check_ledger);
 
 # A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries),
@@ -103,6 +103,9 @@ sub wait_for
 	die "in vain waited three times: whatever this is, more waiting will not help\n" if ++$in_vain == 3;
 	return;
 }
+
+# Does the server answer? (A psql that is refused may be gone before it was told what to ask, and IPC::Run dies of that.)
+sub is_reachable { my ($node) = @_; return eval { ($node->psql('postgres', 'SELECT 1'))[0] == 0 } // 0 }
 
 # Waits until outbox.event_status says this of an event for a subscription.
 sub wait_status
