@@ -404,11 +404,27 @@ outbox_pull(PG_FUNCTION_ARGS)
 
 /* ---- ack, nack, extend ---- */
 
+/* An ack or nack: what both are given; the rest is the caller's to set. */
+static OutboxCall *
+settlement_arguments(FunctionCallInfo fcinfo, OutboxCallOp op)
+{
+	OutboxCall *call = palloc(sizeof(OutboxCall));
+
+	refuse_null(fcinfo, 0, "subscription");
+	refuse_null(fcinfo, 2, "token");
+	memset(call, 0, offsetof(OutboxCall, events));
+	call->op = op;
+	call->token = *PG_GETARG_UUID_P(2);
+	ids_argument(fcinfo, 1, call);
+	return call;
+}
+
 static int64
 settle(OutboxDatabase *of, OutboxCall *call, text *name)
 {
 	Settlement *settlement;
 
+	call->subscription = find_subscription(name);
 	if (!call->all && call->n == 0)
 		return 0;
 	if (database != NULL)
@@ -426,15 +442,8 @@ Datum
 outbox_ack(PG_FUNCTION_ARGS)
 {
 	OutboxDatabase *of = this_database("outbox.ack()");
-	OutboxCall *call = palloc(sizeof(OutboxCall));
+	OutboxCall *call = settlement_arguments(fcinfo, OUTBOX_CALL_ACK);
 
-	refuse_null(fcinfo, 0, "subscription");
-	refuse_null(fcinfo, 2, "token");
-	memset(call, 0, offsetof(OutboxCall, events));
-	call->op = OUTBOX_CALL_ACK;
-	call->token = *PG_GETARG_UUID_P(2);
-	ids_argument(fcinfo, 1, call);
-	call->subscription = find_subscription(PG_GETARG_TEXT_PP(0));
 	PG_RETURN_INT64(settle(of, call, PG_GETARG_TEXT_PP(0)));
 }
 
@@ -444,14 +453,8 @@ Datum
 outbox_nack(PG_FUNCTION_ARGS)
 {
 	OutboxDatabase *of = this_database("outbox.nack()");
-	OutboxCall *call = palloc(sizeof(OutboxCall));
+	OutboxCall *call = settlement_arguments(fcinfo, OUTBOX_CALL_NACK);
 
-	refuse_null(fcinfo, 0, "subscription");
-	refuse_null(fcinfo, 2, "token");
-	memset(call, 0, offsetof(OutboxCall, events));
-	call->op = OUTBOX_CALL_NACK;
-	call->token = *PG_GETARG_UUID_P(2);
-	ids_argument(fcinfo, 1, call);
 	call->retry_in = PG_ARGISNULL(3) ? -1 : span_argument(fcinfo, 3, "retry_in", 0, LONGEST_RETRY, "0 and 30 d");
 	if (!PG_ARGISNULL(4))
 	{
@@ -460,7 +463,6 @@ outbox_nack(PG_FUNCTION_ARGS)
 
 		memcpy(call->reason, reason, size);
 	}
-	call->subscription = find_subscription(PG_GETARG_TEXT_PP(0));
 	PG_RETURN_INT64(settle(of, call, PG_GETARG_TEXT_PP(0)));
 }
 
