@@ -48,6 +48,12 @@ PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-m
 PG_CPPFLAGS = -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
 SHLIB_LINK = -lcrypto
 
+# make FAULTS=1 builds libraries that can be made to fail (src/fault.h), for tests only
+ifdef FAULTS
+OBJS += src/fault.o
+PG_CPPFLAGS += -DOUTBOX_FAULTS
+endif
+
 REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test
 ISOLATION = $(patsubst test/specs/%.spec,%,$(sort $(wildcard test/specs/*.spec)))

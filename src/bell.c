@@ -18,6 +18,7 @@
 #include "bell.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
+#include "fault.h"
 #include "miscadmin.h"
 #include "settings.h"
 #include "storage/ipc.h"
@@ -452,6 +453,7 @@ at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
+		OUTBOX_FAULT_QUIET("enqueue-after-commit");
 			ring_noted();
 			forget_noted();
 			break;

@@ -17,6 +17,7 @@
 #include "enqueue.h"
 #include "event_log.h"
 #include "executor/spi.h"
+#include "fault.h"
 #include "field.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -370,10 +371,12 @@ record_with_care(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 		events[i].id = &own_ids[i];
 		ids[i] = own_ids[i];
 	}
+	OUTBOX_FAULT("enqueue-after-ids");
 	if (dedup != NULL)
 	{
 		outbox_dedup_claim(dedup, ids, duplicate);
 		outbox_dedup_end(dedup);
+		OUTBOX_FAULT("enqueue-after-claim");
 	}
 	for (int i = 0; i < n; i++)
 	{

@@ -22,6 +22,7 @@
 #include "event_id.h"
 #include "event_log.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "funcapi.h"
 #include "lib/binaryheap.h"
 #include "miscadmin.h"
@@ -144,6 +145,7 @@ outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 			ids[i] = *event->id;
 		else
 			outbox_event_id_next(&database->clock, &ids[i], &now);
+		OUTBOX_FAULT("enqueue-before-append");
 		outbox_segment_fill(slot, event, &ids[i], xid, epoch, event->created_at != 0 ? event->created_at : now);
 		ExecStoreVirtualTuple(slot);
 		table_tuple_insert(heap, slot, command, 0, NULL);
@@ -151,6 +153,7 @@ outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 			list_free(OutboxExecInsertIndexTuples(target, slot, estate));
 		ResetPerTupleExprContext(estate);
 	}
+	OUTBOX_FAULT("enqueue-after-append");
 
 	ExecCloseIndices(target);
 	ExecDropSingleTupleTableSlot(slot);
@@ -708,6 +711,7 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 	scheduled_id = slot_getattr(slot, EVENT_SCHEDULED_ID, &isnull);
 	if (!isnull)
 		event->id = *DatumGetUUIDP(scheduled_id);
+	OUTBOX_FAULT_EVENT("read-event", event->type);
 }
 
 /*

@@ -26,6 +26,7 @@
 #include "commands/dbcommands.h"
 #include "compat.h"
 #include "copies.h"
+#include "fault.h"
 #include "launcher.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -308,7 +309,9 @@ start_worker(WorkerLife *life, OutboxDatabase *slot, int number, Oid database, T
 
 	life->told = pg_atomic_read_u64(&launcher->told);
 	life->started_at = now;
+	OUTBOX_FAULT("launch-before-worker");
 	life->handle = start_passing_worker(&worker);
+	OUTBOX_FAULT("launch-after-worker");
 	if (life->handle == NULL)
 	{
 		life->not_before = after(now, REGISTER_RETRY);
@@ -622,6 +625,7 @@ list_or_disarm(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	armed = armed_databases();
+	OUTBOX_FAULT("list-after-reading");
 	n = list_length(armed);
 	if (quiet)
 		outbox_copies_disarm(armed);

@@ -14,6 +14,7 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -87,6 +88,7 @@ at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+		OUTBOX_FAULT("settle-before-commit");
 			withdraw_undone();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
@@ -97,6 +99,7 @@ at_transaction_end(XactEvent event, void *arg)
 					errhint("Acknowledge in a transaction of its own, after COMMIT PREPARED."));
 			break;
 		case XACT_EVENT_COMMIT:
+		OUTBOX_FAULT_QUIET("settle-after-commit");
 			end_ticket(true);
 			break;
 		case XACT_EVENT_ABORT:

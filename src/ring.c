@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "event_id.h"
 #include "event_log.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -182,6 +183,7 @@ rotate(OutboxRound *round)
 		return;
 	}
 
+	OUTBOX_FAULT("rotate-before-publishing");
 	/* Unsealed first: who reads only unsealed segments must find it before a producer does. */
 	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
 	database->segments[next].sealed = false;
@@ -190,6 +192,7 @@ rotate(OutboxRound *round)
 	pg_atomic_write_u32(&database->current, next);
 	pg_memory_barrier();
 	outbox_upkeep_report(round, "rotated", current, bytes, psprintf("segment %d is current now", next));
+	OUTBOX_FAULT("rotate-after-publishing");
 }
 
 /* ---- sealing ---- */
@@ -241,10 +244,12 @@ seal(OutboxRound *round)
 			continue;
 
 		seal_tick = pg_atomic_read_u64(&database->tick) + 1;
+		OUTBOX_FAULT("seal-before");
 		LWLockAcquire(&database->lock, LW_EXCLUSIVE);
 		database->segments[i].sealed = true;
 		database->segments[i].seal_tick = seal_tick;
 		LWLockRelease(&database->lock);
+		OUTBOX_FAULT("seal-after");
 		if (!empty)
 		{
 			outbox_upkeep_report(round, "sealed", i, 0, NULL);
@@ -350,8 +355,11 @@ retire(OutboxRound *round, int segment)
 		int64		bytes = outbox_table_bytes(heap);
 
 		table_close(heap, NoLock);
+		OUTBOX_FAULT("retire-before-keeping");
 		keep_events(round, segment, name);
+		OUTBOX_FAULT("retire-before-truncating");
 		outbox_table_truncate(name);
+		OUTBOX_FAULT("retire-before-commit");
 		outbox_upkeep_report(round, "retired", segment, bytes, NULL);
 		round->thorough = true; /* what it held back can go now */
 	}

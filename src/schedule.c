@@ -23,6 +23,7 @@
 #include "catalog/pg_am.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "miscadmin.h"
 #include "schedule.h"
 #include "segment.h"
@@ -132,6 +133,7 @@ outbox_schedule_append(const OutboxNewEvent *events, int n)
 		append_row(&target);
 		outbox_bell_note_due(database, event->deliver_at);
 	}
+	OUTBOX_FAULT("schedule-after-append");
 	close_target(&target);
 	table_close(table, NoLock);
 }
@@ -275,6 +277,7 @@ flush(Batch *batch, Target *unscheduled)
 
 	if (batch->n > 0)
 	{
+		OUTBOX_FAULT("move-before-append");
 		outbox_log_append(batch->events, batch->n, batch->log_ids);
 		write_unscheduled(batch, unscheduled);
 	}
@@ -326,6 +329,7 @@ move_row(Relation table, TupleTableSlot *slot, Batch *batch, OutboxMove *move)
 {
 	if (!delete_at_once(table, slot, move))
 		return;
+	OUTBOX_FAULT_EVENT("move-event", TextDatumGetCString(column(slot, EVENT_TYPE)));
 	take(batch, slot);
 	move->moved++;
 }

@@ -41,6 +41,7 @@
 #include <unistd.h>
 
 #include "../compat.h"
+#include "../fault.h"
 
 #define MAX_HEADER_LINES 100	/* of one exchange, interim answers and trailers included */
 #define MAX_HEADER_BYTES (32 * 1024)
@@ -359,6 +360,7 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	if (!permitted(transfer, &address->addr, address->addrlen, port_of(&address->addr)))
 		return CURL_SOCKET_BAD;
 	transfer->dialled = true;
+	OUTBOX_FAULT_QUIET("http-before-connecting");
 	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 	if (fd > transfer->http->max_descriptor)
 	{
@@ -388,6 +390,7 @@ on_request(void *arg, char *primary_ip, char *local_ip, int primary_port, int lo
 	(void) local_ip;
 	(void) local_port;
 	end_turn(transfer);
+	OUTBOX_FAULT_QUIET("http-before-request");
 	transfer->asked = true;
 	transfer->bound = NULL;		/* an address was short of something, another one was not */
 	if (inet_pton(AF_INET, primary_ip, &ipv4.sin_addr) == 1)
@@ -437,6 +440,7 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 	Transfer   *transfer = arg;
 	size_t		size = unit * n;
 
+	OUTBOX_FAULT_QUIET("http-answer");
 	transfer->header_bytes += size;
 	if (++transfer->n_header_lines > MAX_HEADER_LINES || transfer->header_bytes > MAX_HEADER_BYTES)
 	{
@@ -1360,6 +1364,7 @@ collect(OutboxHttp *http)
 		if (curl_multi_remove_handle(http->multi, transfer->easy) != CURLM_OK)
 			http->broken = true;
 		unlink_running(transfer);
+		OUTBOX_FAULT_QUIET("http-after-answer");
 		if (transfer->postponed && code != CURLE_OK)
 			wait_for_name(transfer);
 		else

@@ -15,6 +15,7 @@
 
 #include "call.h"
 #include "dispatch.h"
+#include "fault.h"
 #include "lease.h"
 #include "recorder.h"
 #include "work.h"
@@ -207,6 +208,7 @@ end_settlements(TimestampTz now)
 			case OUTBOX_TICKET_OPEN:
 				continue;
 			case OUTBOX_TICKET_COMMITTED:
+				OUTBOX_FAULT("settle-before-carrying-out");
 				carry_out(settlement, now);
 				break;
 			case OUTBOX_TICKET_ABORTED:
@@ -301,6 +303,7 @@ serve_lease(OutboxCall *call, OutboxLane *lane)
 		while (call->n < call->most && (item = outbox_item_follower(item)) != NULL && !is_unreadable(item))
 			lease_item(item, lease, call, now);
 	}
+	OUTBOX_FAULT("lease-after-giving");
 	return answer(call, OUTBOX_ANSWER_DONE);
 }
 
@@ -409,6 +412,7 @@ serve_settle(OutboxCall *call)
 
 	if (lease == NULL)
 		return answer(call, OUTBOX_ANSWER_STALE);
+	OUTBOX_FAULT("settle-before-answer");
 	settlement = new_settlement(call);
 	if (call->all)
 		call->n = 0;

@@ -11,6 +11,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "fault.h"
 #include "mover.h"
 #include "schedule.h"
 #include "work.h"
@@ -71,7 +72,9 @@ outbox_mover_step(TimestampTz now, bool look)
 	move = outbox_schedule_move(look ? DT_NOBEGIN : from, now, MOVE_BUDGET_US, careful > 0);
 	moving = false;
 	PopActiveSnapshot();
+	OUTBOX_FAULT("move-before-commit");
 	outbox_work_commit();
+	OUTBOX_FAULT("move-after-commit");
 
 	if (move.busy)
 	{

@@ -14,6 +14,7 @@
 #include "dispatch.h"
 #include "event_id.h"
 #include "event_log.h"
+#include "fault.h"
 #include "ledger.h"
 #include "reader.h"
 #include "restore.h"
@@ -170,6 +171,7 @@ read_head(bool tick_now, bool read_on)
 
 	if (!tick_now && !read_on)
 		return NULL;
+	OUTBOX_FAULT("tick-before-snapshot");
 	tick = tick_now ? outbox_tick_take(work->database) : outbox_tick_pin(work->head.upper);
 	if (!tick_now)
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -251,8 +253,10 @@ outbox_reader_confirm(void)
 	{
 		OutboxChunk *chunk = unconfirmed;
 
+		OUTBOX_FAULT("route-before");
 		unconfirmed = NULL;
 		advance_head(chunk);
+		OUTBOX_FAULT("route-after");
 	}
 }
 

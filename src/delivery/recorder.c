@@ -17,6 +17,7 @@
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
+#include "fault.h"
 #include "ledger.h"
 #include "recorder.h"
 #include "restore.h"
@@ -117,12 +118,14 @@ record(bool checkpoint, TimestampTz now)
 				full_state = true;
 			outbox_backlog_write();
 			write_cursors();
+			OUTBOX_FAULT("checkpoint-before-commit");
 			ForceSyncCommit();
 		}
 		if (work->want_resync)
 			outbox_restore_resync();
 		PopActiveSnapshot();
 		SPI_finish();
+		OUTBOX_FAULT("record-before-commit");
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(work->context);
 		written = true;
@@ -137,6 +140,7 @@ record(bool checkpoint, TimestampTz now)
 		}
 	}
 	PG_END_TRY();
+	OUTBOX_FAULT_QUIET("record-after-commit");
 
 	/* resume() changes deliveries too; our own changes do not ring */
 	if (outbox_ledger_committed())
@@ -155,6 +159,7 @@ record(bool checkpoint, TimestampTz now)
 		done = 0;
 		checkpoint_at = now;
 		written_head = work->head.base->number;
+		OUTBOX_FAULT("checkpoint-after-commit");
 	}
 }
 

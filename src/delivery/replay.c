@@ -25,6 +25,7 @@
 
 #include "dispatch.h"
 #include "event_log.h"
+#include "fault.h"
 #include "pattern.h"
 #include "replay.h"
 #include "settings.h"
@@ -551,7 +552,9 @@ one_step(Replay *replay, TimestampTz now)
 		Batch	   *batch = make_batch(Max(room_for(lane), 1));
 
 		done = go_on(replay, lane, batch, now);
+		OUTBOX_FAULT("replay-before-commit");
 		outbox_work_commit();
+		OUTBOX_FAULT("replay-after-commit");
 		if (done)
 			went_on(replay, batch);
 		done = done && !batch->stopped;

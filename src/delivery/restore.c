@@ -25,6 +25,7 @@
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
+#include "fault.h"
 #include "ledger.h"
 #include "replay.h"
 #include "restore.h"
@@ -256,12 +257,14 @@ outbox_restore_reload(void)
 				place_at_start(lane);
 		}
 		outbox_replay_load();
+		OUTBOX_FAULT("reload-before-commit");
 		work->want_reload = false;
 		work->moved = work->want_tick = true;
 	}
 	PopActiveSnapshot();
 	SPI_finish();
 	outbox_work_commit();
+	OUTBOX_FAULT("reload-after-commit");
 }
 
 static int
@@ -427,7 +430,9 @@ outbox_restore_start(void)
 	if (!work->over)
 	{
 		restore_positions();
+		OUTBOX_FAULT("restore-after-cursors");
 		outbox_restore_resync();
+		OUTBOX_FAULT("restore-after-exceptions");
 		outbox_replay_load();
 		outbox_ledger_meet_matches(work->epoch, NULL);
 		outbox_backlog_started(work->epoch);

@@ -18,6 +18,7 @@
 #include "batch.h"
 #include "dispatch.h"
 #include "envelope.h"
+#include "fault.h"
 #include "http.h"
 #include "ledger.h"
 #include "recorder.h"
@@ -225,6 +226,7 @@ send_item(OutboxItem *item, TimestampTz now)
 		if (add_to_envelope(item, subscription->batch_bytes, &error) == OUTBOX_FILLED && subscription->format == OUTBOX_FORMAT_BATCH)
 			gather(item, now);
 	}
+	OUTBOX_FAULT_EVENT("send-before-request", item->logged->event.type);
 	outbox_lane_enlist(item->lane);
 
 	request = make_request();
@@ -256,7 +258,10 @@ send_item(OutboxItem *item, TimestampTz now)
 	if (request->exchange->headers == NULL)
 		end_unsent(request, OUTBOX_BAD_REQUEST, error);
 	else
+	{
+		OUTBOX_FAULT("send-before-start");
 		outbox_http_start(http, request->exchange);
+	}
 }
 
 static bool
@@ -281,7 +286,9 @@ outbox_sender_step(TimestampTz now)
 	begin_at = GetCurrentTimestamp();
 	while ((ended == 0 || !is_used_up(begin_at)) && (exchange = outbox_http_finished(http)) != NULL)
 	{
+		OUTBOX_FAULT("judge-before");
 		end_request(exchange->owner);
+		OUTBOX_FAULT("judge-after");
 		ended++;
 	}
 	outbox_item_due(now);
@@ -290,6 +297,7 @@ outbox_sender_step(TimestampTz now)
 	while (started < SEND_AT_ONCE && (started == 0 || !is_used_up(begin_at)) && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
 	{
 		send_item(item, now);
+		OUTBOX_FAULT("send-after-start");
 		started++;
 	}
 	return started == 0 && ended == 0;

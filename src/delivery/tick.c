@@ -28,6 +28,7 @@
 
 #include "compat.h"
 #include "event_id.h"
+#include "fault.h"
 #include "filter.h"
 #include "ledger.h"
 #include "tick.h"
@@ -143,6 +144,7 @@ outbox_tick_flush(OutboxTick *tick)
 	if (tick->durable || tick->lsn != InvalidXLogRecPtr)
 		return;
 
+	OUTBOX_FAULT("tick-before-flush");
 	if (GetFlushRecPtr(NULL) >= GetXLogInsertRecPtr())
 		tick->lsn = GetFlushRecPtr(NULL);
 	else
@@ -154,6 +156,7 @@ outbox_tick_flush(OutboxTick *tick)
 		tick->lsn = XLogInsert(RM_XLOG_ID, XLOG_NOOP);
 		XLogFlush(tick->lsn);
 	}
+	OUTBOX_FAULT("tick-after-flush");
 }
 
 bool
@@ -508,6 +511,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 	to.hinted = more;
 	outbox_log_new_from(scan, &to.new_from);
 	outbox_log_end(scan);
+	OUTBOX_FAULT("read-after-chunk");
 
 	if (settled)
 		chunk->n_settled = outbox_ledger_settled(chunk->events, chunk->n, &chunk->settled);

@@ -14,6 +14,7 @@
 #include "cursors.h"
 #include "dispatch.h"
 #include "event_log.h"
+#include "fault.h"
 #include "lease.h"
 #include "ledger.h"
 #include "mover.h"
@@ -82,8 +83,10 @@ maintain_step(TimestampTz now)
 			again |= strcmp(entry->action, "encrypted") == 0;	/* perhaps not all of them */
 			maintain_more |= entry->more;
 		}
+		OUTBOX_FAULT("maintain-before-commit");
 		PopActiveSnapshot();
 		outbox_work_commit();
+		OUTBOX_FAULT("maintain-after-commit");
 		want_renewal = again;
 	}
 	else if (!outbox_auto_maintain)
@@ -91,9 +94,12 @@ maintain_step(TimestampTz now)
 	if (outbox_cursors_has_old() && outbox_recorder_complete() && outbox_work_begin("emptying old cursors"))
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
+		OUTBOX_FAULT("cursors-before-emptying");
 		outbox_cursors_empty_old(outbox_catalog());
+		OUTBOX_FAULT("cursors-before-emptied-commit");
 		PopActiveSnapshot();
 		outbox_work_commit();
+		OUTBOX_FAULT("cursors-after-emptied-commit");
 	}
 	if (outbox_recorder_seal_waits())
 		work->moved = true;
@@ -168,6 +174,7 @@ outbox_turn_run(uint32 reasons)
 	if (!work->over)
 		maintain_step(now);
 
+	OUTBOX_FAULT_IF(outbox_dispatch_in_flight() > 0, "send-in-flight");
 	now = GetCurrentTimestamp();
 	publish(now);
 	MemoryContextSwitchTo(old);

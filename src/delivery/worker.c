@@ -30,6 +30,7 @@
 
 #include "bell.h"
 #include "compat.h"
+#include "fault.h"
 #include "settings.h"
 #include "turn.h"
 
@@ -111,6 +112,7 @@ last_words(void)
 static void
 leave(OutboxWorkerEnd end, const char *why)
 {
+	OUTBOX_FAULT("worker-before-last-words");
 	last_words();
 	CHECK_FOR_INTERRUPTS();
 	ereport(LOG,
@@ -214,6 +216,7 @@ outbox_worker_main(Datum main_arg)
 	pgstat_report_appname("outbox delivery worker");
 
 	database->status.started_at = GetCurrentTimestamp();
+	OUTBOX_FAULT("worker-before-start");
 	outbox_turn_start(database);
 	if (outbox_turn_over())
 		leave(OUTBOX_END_DISARMED, "delivery is not started here");
