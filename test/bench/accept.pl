@@ -1,0 +1,22 @@
+# accept() beside INSERT … ON CONFLICT DO NOTHING: ids that are new, and ids that have been there. 8 clients, asynchronous commit.
+use strict;
+use warnings;
+
+use Outbox::Bench;
+
+my $seconds = seconds_of(4);
+my $db = database('db', unarmed => 1);
+sql($db, 'CREATE TABLE seen (consumer text, message_id text, accepted_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (message_id, consumer))');
+my %call = (accept => sub { "SELECT outbox.accept('billing', $_[0]);\n" }, insert => sub { "INSERT INTO seen (consumer, message_id) VALUES ('billing', $_[0]) ON CONFLICT DO NOTHING;\n" });
+my $known = 50_000;
+sql($db, "SELECT count(outbox.accept('billing', 'known-' || i)) FROM generate_series(1, $known) AS i; INSERT INTO seen (consumer, message_id) SELECT 'billing', 'known-' || i FROM generate_series(1, $known) AS i");
+my %id = (new => "gen_random_uuid()::text", duplicate => "'known-' || :i");
+my $number = "\\set i random(1, $known)\n";
+
+for my $kind (qw(new duplicate))
+{
+	my %run = map { my $script = $number . $call{$_}->($id{$kind}); $_ => sub { pgbench($db, $script, 8, $seconds) } } keys %call;
+	pgbench($db, $number . $call{$_}->($id{$kind}), 8, 1) for keys %call;
+	my $result = alternate(5, insert => $run{insert}, accept => $run{accept});
+	figure("accept(), $kind ids, 8 clients", unit => 'tps', ours => $result->{accept}, beside => $result->{insert}, against => 'INSERT … ON CONFLICT DO NOTHING', goal => $kind eq 'new' ? '>= 1.0' : '>= 1.5');
+}

@@ -1,0 +1,77 @@
+# Whether an event costs the same however large things are: subscriptions, events in the log, producers. Three curves; each figure is the dearest beside the cheapest.
+use strict;
+use warnings;
+
+use Outbox::Bench;
+
+my $payload = literal($PAYLOAD) . '::jsonb';
+my $nginx = nginx();
+
+sub spread
+{
+	my ($what, $unit, $points, $title, $x, $y, $name) = @_;
+	my @sorted = sort { $a->[1] <=> $b->[1] } @$points;
+	figure($what, unit => $unit, ours => $sorted[-1][1], beside => $sorted[0][1], against => 'at its cheapest', goal => '<= 1.2', note => 'Flat within 20 %: what an event costs where it is dearest, beside where it is cheapest.');
+	return $points;
+}
+
+# 1, 10, 100 subscriptions, each for events of its own type
+{
+	my (@points, %db);
+	for my $many (1, 10, 100)
+	{
+		my $db = $db{$many} = database("subscriptions$many");
+		subscribe($db, "s$_", $nginx->{url}, types => "{t$_}", ordering => 'none', max_in_flight => $many == 1 ? $CONCURRENCY : 10) for 0 .. $many - 1;
+	}
+	settings('outbox.max_in_flight' => $CONCURRENCY, 'outbox.max_in_flight_per_tenant' => $CONCURRENCY);
+	my %cpu;
+	alternate(3, map { my $many = $_; "$many subscriptions" => sub { my ($rate, $cpu) = push_live($db{$many}, '', size(30_000), $nginx->{count}, types => "'t' || g % $many"); push @{ $cpu{$many} }, $cpu; return $cpu } } 1, 10, 100);
+	@points = map { [ $_, median(@{ $cpu{$_} }) ] } 1, 10, 100;
+	spread('growth from 1 to 100 subscriptions: CPU of the worker per event', 'µs', \@points);
+	series('growth-subscriptions', 'CPU of the worker per event', 'subscriptions', 'µs', { log => 'x' }, 'one of them matches' => \@points);
+}
+
+# 10^4 to 10^7 events in the log: recording one, and delivering one
+{
+	my $db = database('log');
+	my (@record, @deliver);
+	sql($db, "SELECT outbox.subscribe('receiver', '$nginx->{url}', types => '{live}', ordering => 'none', network => 'private', max_in_flight => $CONCURRENCY)");
+	my $session = session($db, '-c synchronous_commit=off');
+	my ($held, $sample) = (0, size(50_000));
+	push_live($db, 'live', size(10_000), $nginx->{count});
+	for my $target (map { size($_) } 10_000, 100_000, 1_000_000, 10_000_000)
+	{
+		while ($held < $target)
+		{
+			my $piece = $target - $held > 500_000 ? 500_000 : $target - $held;
+			query_on($session, "SELECT count(outbox.enqueue('other', $payload, key => 'o' || g)) FROM generate_series(1, $piece) AS g");
+			$held += $piece;
+		}
+		my @times = map { 1e6 * timed($session, "SELECT count(outbox.enqueue('other', $payload, key => 'o' || g)) FROM generate_series(1, $sample) AS g") / $sample } 1 .. 3;
+		my @cpu = map { (push_live($db, 'live', size(30_000), $nginx->{count}))[1] } 1 .. 2;
+		push @record, [ $held, median(@times) ];
+		push @deliver, [ $held, median(@cpu) ];
+		say_it(sprintf '%d events in the log: recording %.2f µs, delivering %.2f µs of CPU', $held, $record[-1][1], $deliver[-1][1]);
+	}
+	spread('growth from 10^4 to 10^7 events in the log: time to record one', 'µs', \@record);
+	spread('growth from 10^4 to 10^7 events in the log: CPU of the worker to deliver one', 'µs', \@deliver);
+	series('growth-log', 'Cost of an event', 'events in the log', 'µs', { log => 'x' }, 'recording (time)' => \@record, 'delivering (CPU of the worker)' => \@deliver);
+}
+
+# 1 to 64 producers: what a plain INSERT does, ours does as often
+{
+	my $db = database('producers', unarmed => 1);
+	my $number = "\\set g random(1, 1000000)\n";
+	my $plain = $number . "INSERT INTO plain (type, key, payload) VALUES ('order.paid', 'o' || :g, $payload);\n";
+	my $outbox = $number . "SELECT outbox.enqueue('order.paid', $payload, key => 'o' || :g);\n";
+	pgbench($db, $_, 8, 1) for $plain, $outbox;
+	my (%points, @ratio);
+	for my $clients (1, 4, 16, 64)
+	{
+		my $result = alternate(2, plain => sub { pgbench($db, $plain, $clients, seconds_of(2)) }, outbox => sub { pgbench($db, $outbox, $clients, seconds_of(2)) });
+		push @{ $points{$_} }, [ $clients, median(@{ $result->{$_} }) ] for keys %$result;
+		push @ratio, [ $clients, median(map { $result->{plain}[$_] / $result->{outbox}[$_] } 0, 1) ];
+	}
+	spread('growth from 1 to 64 producers: time per event beside a plain INSERT', '', \@ratio);
+	series('growth-producers', 'Events per second, one per transaction', 'producers', 'tps', { log => 'x' }, 'outbox.enqueue()' => $points{outbox}, 'plain INSERT' => $points{plain});
+}
