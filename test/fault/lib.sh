@@ -1,0 +1,28 @@
+# Building and running the fault harness: for test/fault/run and test/all, inside (setup.sh).  Sourced by bash.
+
+# shellcheck shell=bash
+
+# With the named fault points in it; into the private tree.
+build_faults() {
+	make -s -j"$(nproc)" all FAULTS=1 with_llvm=no >"$scratch/fault-build.log" 2>&1 </dev/null &&
+		make -s install FAULTS=1 with_llvm=no >>"$scratch/fault-build.log" 2>&1 </dev/null &&
+		make -s -C test/fault >>"$scratch/fault-build.log" 2>&1 </dev/null || { cat "$scratch/fault-build.log"; return 1; }
+}
+
+# run_faults WORK ARGUMENT…: a server, the harness, and its verdict.
+run_faults() {
+	local work=$1 status
+	shift
+	rm -rf "${work:?}"/*
+	mkdir -p "$work"
+	rm -f "$scratch/fault.log"
+	# Small and quick to start again; a log that turns round in seconds; commits that are asynchronous stay so for a while
+	start_server fault 'fsync = on' 'shared_buffers = 32MB' 'wal_level = replica' 'max_wal_senders = 0' 'max_prepared_transactions = 50' 'checkpoint_timeout = 10min' 'wal_writer_delay = 2s' 'recovery_init_sync_method = syncfs' \
+		'autovacuum_naptime = 5s' 'outbox.segment_size = 2MB' 'outbox.event_retention = 5s' || return 1
+	export PGDATA=$scratch/fault
+	FAULT_POINTS=$([ -x test/fault/points ] && test/fault/points) perl test/fault/harness.pl --work "$work" "$@"
+	status=$?
+	stop_server fault immediate
+	cp "$scratch/fault.log" "$work/server-first.log" 2>/dev/null
+	return $status
+}
