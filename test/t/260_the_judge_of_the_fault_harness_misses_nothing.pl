@@ -1,0 +1,220 @@
+# test/fault trusts its judge. Here it is shown, in ledgers and logs that are made up, each fault that it must find, and what it must not mistake for one.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../fault";
+use Checker;
+use File::Temp qw(tempdir);
+use Test::More;
+
+my $second = 1_000_000;
+my $start = 1_700_000_000 * $second;
+
+sub uuid { my ($p, $s) = @_; return sprintf '%08x-0000-7000-8000-%012x', $p, $s }
+
+# An event of producer p: s, key, number; as it is in the ledger and in requests.
+sub event { my ($s, $k, $n, %more) = @_; return { p => 1, s => $s, k => $k, n => $n, type => 'one', id => uuid(1, $s), pad => '', dedup => '-', %more } }
+
+my %transaction = (1 => 0, 2 => 0);
+
+# Lines of a ledger: a transaction with these events, and what became of it (c | r | u | none). Options: p, async, undone (serials), at (when COMMIT was sent), shape.
+sub transaction
+{
+	my ($outcome, $events, %option) = @_;
+	my $number = ++$transaction{ $option{p} // 1 };
+	my $at = $start + ($option{at} // 0);
+	my @lines = "B $number " . ($option{shape} // 'plain');
+	push @lines, "E $_->{s} $_->{type} " . ($_->{k} eq '' ? '-' : $_->{k}) . " $_->{n} $_->{id} $_->{dedup}" for @$events;
+	push @lines, "X $_" for @{ $option{undone} // [] };
+	push @lines, "W $number $at " . ($option{async} ? 'async' : 'sync') unless $option{never_sent};
+	push @lines, "$outcome $number " . ($at + 1000) unless $outcome eq 'none';
+	return map { "$_\n" } @lines;
+}
+
+sub committed { return transaction('c', [@_]) }
+
+sub payload { my ($e) = @_; return sprintf '{"k": "%s", "n": %d, "p": %d, "s": %d, "pad": "%s"}', @{$e}{qw(k n p s pad)} }
+
+my $seq = 0;
+
+# Records of a receiver: a request. Options: at (seconds), path, action, signature, accepted, head (more header lines), body, ended (seconds; undef: never), how, time.
+sub request
+{
+	my ($at, $event, %option) = @_;
+	my $began = $start + int($at * $second);
+	my $path = $option{path} // 'single';
+	my $action = $option{action} // 'ok';
+	my ($head, $body) = ("POST /$path HTTP/1.1\r\nHost: x\r\n" . ($option{head} // ''), $option{body});
+	if (ref $event eq 'ARRAY')
+	{
+		$head .= "webhook-id: $option{id}\r\n";
+		$body //= '[' . join(',', map { qq({"specversion":"1.0","id":"$_->{id}","source":"urn:x","type":"fault.$_->{type}","data":) . payload($_) . '}' } @$event) . ']';
+	}
+	else
+	{
+		$head .= "webhook-id: $event->{id}\r\nce-type: fault.$event->{type}\r\n";
+		$body //= payload($event);
+	}
+	$head .= 'webhook-timestamp: ' . int($at) . "\r\n\r\n";
+	$seq++;
+	my $record = join(' ', 'R', $seq, $began, $option{connection} // 1, $option{accepted} // $start, $path, $action, $option{signature} // 'valid', length $head, length $body) . "\n$head$body\n";
+	my $ended = exists $option{ended} ? $option{ended} : $at + 0.1;
+	return ($record, defined $ended ? join(' ', 'E', $seq, $start + int($ended * $second), $option{how} // 'answered', 200) . "\n" : ());
+}
+
+my $plan = "limit drain 60\nsubscription single binary receiver.log 0 one\nsubscription batch batch receiver.log 0 bulk\nsubscription effect binary effects.log 1 effect\n";
+
+# What the judge says of files: names of what is wrong, with counts; and the whole report.
+sub judged
+{
+	my (%file) = @_;
+	my $directory = tempdir(CLEANUP => 1);
+	%file = (plan => [$plan], 'receiver.log' => [], 'effects.log' => [], faults => [], effects => [], %file);
+	for my $name (keys %file)
+	{
+		open my $out, '>:raw', "$directory/$name" or die;
+		print $out @{ $file{$name} };
+		close $out or die;
+	}
+	my $report = Checker->new($directory)->report;
+	my $said = join ' ', map { "$_:$report->{wrong}{$_}" } grep { $report->{wrong}{$_} } sort keys %{ $report->{wrong} };
+	is($report->{ok} ? '' : 'failed', $said eq '' && $report->{drained} <= 60 && !$report->{not_recovered} ? '' : 'failed', "its verdict fits: $said");
+	return wantarray ? ($said, $report) : $said;
+}
+
+my ($a, $b, $c) = (event(1, 'k', 1), event(2, 'k', 2), event(3, 'k', 3));
+my @ledger = (committed($a), committed($b), committed($c));
+
+sub with { my ($log, @more) = @_; return judged('ledger.1' => [@ledger], 'receiver.log' => $log, @more) }
+
+# ---- nothing is wrong ---------------------------------------------------------------------------------------------------------------
+
+my ($said, $report) = with([ request(1, $a), request(2, $b), request(3, $c) ]);
+is($said, '', 'nothing is wrong');
+is($report->{events}{committed}, 3, 'it has counted');
+
+($said, $report) = with([ request(1, $a, action => '500'), request(1.5, $a, action => 'lost', how => 'cut'), request(2, $a), request(3, $b, how => 'gone'), request(4, $b, accepted => $start + $second * 3.5), request(5, $c) ]);
+is($said, '', 'refused, and repeated after an answer that was lost or a crash');
+is($report->{duplicates}, 2, 'what was repeated is counted');
+
+($said, $report) = judged('ledger.1' => [ @ledger, transaction('u', [ event(4, 'k', 4) ]) ], 'receiver.log' => [ request(1, $a), request(2, $b), request(3, $c), request(4, event(4, 'k', 4)) ]);
+is($said, '', 'unknown, and delivered');
+is($report->{events}{unknown}, 1, 'that one is counted');
+is(judged('ledger.1' => [ @ledger, transaction('u', [ event(4, 'k', 4) ]) ], 'receiver.log' => [ request(1, $a), request(2, $b), request(3, $c) ]), '', 'unknown, and not delivered');
+is(judged('ledger.1' => [ @ledger, transaction('r', [ event(4, 'k', 4) ]), committed(event(5, 'k', 4)) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, event(5, 'k', 4) ]),
+	'', 'what was rolled back gives its number back');
+is(judged('ledger.1' => [ @ledger, transaction('c', [ map { event($_, 'k', $_) } 4, 5 ], undone => [5]), committed(event(6, 'k', 5)) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, event(4, 'k', 4), event(6, 'k', 5) ]),
+	'', 'so does what a savepoint took back');
+is(judged('ledger.1' => [ @ledger, transaction('c', [ event(4, 'k', 4) ], async => 1), "L $start\n", "R $start\n", committed(event(5, 'k', 4)) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, event(5, 'k', 4) ]),
+	'', 'an asynchronous commit that a crash took back');
+is(judged('ledger.1' => [ @ledger, transaction('none', [ event(4, 'k', 4) ]) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, event(4, 'k', 4) ]), '', 'a producer that died at COMMIT');
+is(judged('ledger.1' => [ @ledger, 'E 4 o' ], 'receiver.log' => [ (map { request($_->{s}, $_) } $a, $b, $c), 'R 99 17' ]), '', 'files that end in the middle of a line');
+
+# ---- lost ---------------------------------------------------------------------------------------------------------------------------
+
+is(with([ request(1, $a), request(2, $b) ]), 'lost:1', 'lost: the last of its key');
+is(with([ request(1, $a), request(2, $b, action => '500'), request(3, $b, action => 'close'), request(4, $b, action => 'hang', ended => undef) ]), 'lost:2', 'lost: refused is not delivered');
+is(with([ request(1, $a), request(3, $c) ]), 'lost:2', 'lost: one in the middle, found by the ledger and by the numbers of the key');
+is(judged('ledger.1' => [ committed(event(1, '', 0)) ]), 'lost:1', 'lost: without a key');
+is(judged('ledger.1' => [ transaction('u', [ event(1, 'k', 1) ]), committed(event(2, 'k', 2)) ], 'receiver.log' => [ request(2, event(2, 'k', 2)) ]), 'lost:1', 'lost: unknown, but the number of a later one shows that it was committed');
+is(judged('ledger.1' => [ transaction('c', [ event(1, 'k', 1) ], async => 1), committed(event(2, 'j', 1)) ], 'receiver.log' => [ request(2, event(2, 'j', 1)) ]), 'lost:1', 'lost: asynchronous, but covered by a later commit of its session');
+is(judged('ledger.1' => [ transaction('u', [ event(1, '', 0) ]) ], 'receiver.log' => [ request(2, event(1, '', 0), action => '500') ]), 'lost:1', 'lost: unknown, but it was sent once');
+
+# ---- phantom ------------------------------------------------------------------------------------------------------------------------
+
+my $x = event(4, 'k', 4);
+is(judged('ledger.1' => [ @ledger, transaction('r', [$x]) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, $x ]), 'phantom:1', 'phantom: rolled back');
+is(judged('ledger.1' => [ @ledger, transaction('r', [$x]) ], 'receiver.log' => [ (map { request($_->{s}, $_) } $a, $b, $c), request(5, $x, action => '500') ]), 'phantom:1', 'phantom: it need not be accepted');
+is(judged('ledger.1' => [ @ledger, transaction('c', [ $x, event(5, 'k', 5) ], undone => [5]) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, $x, event(5, 'k', 5) ]), 'phantom:1', 'phantom: undone by a savepoint');
+is(judged('ledger.1' => [ @ledger, transaction('none', [$x], never_sent => 1) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, $x ]), 'phantom:1', 'phantom: COMMIT was never sent');
+is(judged('ledger.1' => [ @ledger, transaction('c', [$x], at => 10 * $second) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, $x ]), 'phantom:1', 'phantom: sent before COMMIT was');
+is(with([ map { request($_->{s}, $_) } $a, $b, $c, event(77, 'k', 77) ]), 'phantom:1', 'phantom: nobody enqueued it');
+is(judged('ledger.1' => [ @ledger, transaction('c', [$x], async => 1), committed(event(5, 'k', 4)) ], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c, $x, event(5, 'k', 4) ]),
+	'phantom:1', 'phantom: delivered, forgotten by a crash, and its number given to another one');
+is(judged('ledger.1' => [ committed(event(1, 'k', 1, type => 'bulk')) ], 'receiver.log' => [ request(1, event(1, 'k', 1, type => 'bulk')), request(2, [ event(1, 'k', 1, type => 'bulk') ], path => 'batch', id => 'b') ]),
+	'phantom:1', 'phantom: to somebody who does not want it');
+
+is(with([ (map { request($_->{s}, $_) } $a, $b, $c), request(5, $a, path => 'nobody') ]), 'phantom:1', 'phantom: to nobody');
+
+# ---- changed, forged ----------------------------------------------------------------------------------------------------------------
+
+is(with([ request(1, $a), request(2, $b), request(3, { %$b, pad => 'y' }), request(4, $c) ]), 'changed:1', 'changed: a duplicate with other bytes');
+is(with([ request(1, $a), request(2, $b, action => '500'), request(3, { %$b, pad => 'y' }), request(4, $c) ]), 'changed:1', 'changed: after a failure too');
+is(with([ request(1, $a), request(2, $b), request(3, { %$b, id => uuid(9, 9) }), request(4, $c) ]), 'changed:2', 'changed: a duplicate with another id');
+is(with([ request(1, $a), request(2, { %$b, id => uuid(9, 9) }), request(4, $c) ]), 'changed:1', 'changed: not the id that enqueue() gave');
+is(with([ request(1, $a), request(2, $b), request(3, $b, head => "ce-subject: y\r\n"), request(4, $c) ]), 'changed:1', 'changed: another header');
+is(with([ request(1, $a), request(2, $b), request(3, $c), request(4, $c, head => "traceparent: 00-y\r\nwebhook-signature: v1,y\r\n") ]), '', 'changed: not those that are of the attempt');
+is(with([ request(1, $a), request(2, { %$b, k => 'other', n => 1 }), request(3, $c) ]), 'changed:1 lost:1', 'changed: another key');
+is(with([ request(1, $a), request(2, $b, body => '{"torn": '), request(3, $b), request(4, $c) ]), 'changed:1', 'changed: what cannot be read');
+is(with([ request(1, $a), request(2, $b, signature => 'invalid'), request(3, $c) ]), 'forged:1', 'forged');
+
+# ---- order, in flight ---------------------------------------------------------------------------------------------------------------
+
+is(with([ request(1, $a), request(2, $c), request(3, $b) ]), 'disorder:1', 'disorder');
+is(with([ request(1, $a), request(2, $b), request(3, $a), request(4, $c) ]), '', 'disorder: not of what is repeated');
+my ($first, $first_end) = request(1, $a, ended => 2.5);
+my ($second_begin, $second_end) = request(2, $b, ended => 2.6);
+is(with([ $first, $second_begin, $first_end, $second_end, request(3, $c) ]), 'overlap:1', 'overlap: two of a key at a time');
+is(with([ $first, $first_end, $second_begin, $second_end, request(3, $c) ]), 'overlap:1', 'overlap: its first byte came before the answer');
+($first, $first_end) = request(1, event(1, '', 0), ended => 2.5);
+($second_begin, $second_end) = request(2, event(1, '', 0), ended => 2.6);
+is(judged('ledger.1' => [ committed(event(1, '', 0)) ], 'receiver.log' => [ $first, $second_begin, $first_end, $second_end ]), 'overlap:1', 'overlap: an event beside itself');
+($first, $first_end) = request(1, event(1, 'k', 1), ended => 2.5);
+($second_begin, $second_end) = request(2, event(2, 'j', 1), ended => 2.6);
+is(judged('ledger.1' => [ committed(event(1, 'k', 1)), committed(event(2, 'j', 1)) ], 'receiver.log' => [ $first, $second_begin, $first_end, $second_end ]), '', 'overlap: not of two keys');
+
+# ---- batches ------------------------------------------------------------------------------------------------------------------------
+
+my @bulk = map { event($_, 'k', $_, type => 'bulk') } 1 .. 4;
+my @bulk_ledger = committed(@bulk);
+my %batch = (path => 'batch');
+sub batches { return judged('ledger.1' => [@bulk_ledger], 'receiver.log' => [@_]) }
+is(batches(request(1, [ @bulk[ 0, 1 ] ], %batch, id => '1'), request(2, [ @bulk[ 2, 3 ] ], %batch, id => '2')), '', 'batch: nothing is wrong');
+is(batches(request(1, [ @bulk[ 0, 1 ] ], %batch, id => '1'), request(2, [ @bulk[ 0 .. 2 ] ], %batch, id => '2'), request(3, [ $bulk[3] ], %batch, id => '3')), '', 'batch: repeated in other company');
+is(batches(request(1, [ @bulk[ 0, 1 ] ], %batch, id => '1'), request(2, [ $bulk[3] ], %batch, id => '2')), 'lost:2', 'batch: lost');
+is(batches(request(1, [ @bulk[ 0, 2, 1, 3 ] ], %batch, id => '1')), 'disorder:1', 'batch: out of order');
+is(batches(request(1, [@bulk], %batch, id => '1'), request(2, [ { %{ $bulk[0] }, pad => 'y' } ], %batch, id => '2')), 'changed:1', 'batch: a member with other bytes');
+is(batches(request(1, [ @bulk[ 0, 1 ] ], %batch, id => '1'), request(2, [ @bulk[ 2, 3 ] ], %batch, id => '1')), 'changed:1', 'batch: its id for another one');
+($first, $first_end) = request(1, [ @bulk[ 0, 1 ] ], %batch, id => '1', ended => 3);
+($second_begin, $second_end) = request(2, [ @bulk[ 2, 3 ] ], %batch, id => '2', ended => 4);
+is(batches($first, $second_begin, $first_end, $second_end), 'overlap:1', 'batch: two of a key at a time');
+
+# ---- effects ------------------------------------------------------------------------------------------------------------------------
+
+my @work = map { event($_, 'k', $_, type => 'effect') } 1 .. 2;
+my @work_log = map { request($_->{s}, $_, path => 'effect') } @work;
+sub line { my ($e) = @_; return "effect\t$e->{id}\t" . payload($e) . "\n" }
+sub effects { return judged('ledger.1' => [ committed(@work) ], 'effects.log' => [@work_log], effects => [ map { line($_) } @_ ]) }
+is(effects(@work), '', 'effects: nothing is wrong');
+is(effects(@work, $work[1]), 'twice:1', 'effects: twice');
+is(effects($work[0]), 'lost:1', 'effects: an answer is not an effect');
+is(effects(@work[ 1, 0 ]), 'disorder:1', 'effects: out of order');
+is(effects(@work, event(9, '', 0)), 'phantom:1', 'effects: of what nobody enqueued');
+is(judged('effects' => ["other\t$work[0]{id}\t" . payload($work[0]) . "\n"]), 'phantom:1', 'effects: of nobody');
+is(judged('effects' => ["effect\t$work[0]{id}\t{}\n"]), 'changed:1', 'effects: of what cannot be read');
+
+# ---- dedup keys ---------------------------------------------------------------------------------------------------------------------
+
+my $winner = event(1, '', 0, dedup => 'd');
+my $other = event(1, '', 0, p => 2, dedup => 'd');
+my %both = ('ledger.1' => [ committed($winner) ], 'ledger.2' => [ transaction('c', [ { %$other, id => $winner->{id} } ], p => 2) ]);
+is(judged(%both, 'receiver.log' => [ request(1, $winner) ]), '', 'dedup: one for both');
+is(judged(%both), 'lost:2', 'dedup: none for both');
+is(judged('ledger.1' => [ committed($winner) ], 'ledger.2' => [ transaction('c', [ { %$other, id => uuid(2, 1) } ], p => 2) ], 'receiver.log' => [ request(1, $winner), request(2, { %$other, id => uuid(2, 1) }) ]),
+	'twice:1', 'dedup: two for both');
+
+# ---- faults and times ---------------------------------------------------------------------------------------------------------------
+
+my @log = (request(1, $a, ended => 1.6), request(2.5, $b, accepted => $start + 2 * $second), request(3, $c, accepted => $start + 2 * $second));
+($said, $report) = with([@log], faults => [ $start + int(1.5 * $second) . " worker-kill -\n" ]);
+is(sprintf('%s %.1f %d', $said, $report->{recovery}{max}, $report->{in_flight_at_faults}), ' 1.0 1', 'recovery is from the fault to the next delivery over a new connection; what was in flight is counted');
+($said, $report) = with([@log], faults => [ $start + int(0.2 * $second) . ' lock ' . int($start + 2.2 * $second) . "\n" ]);
+is(sprintf('%s %.1f', $said, $report->{recovery}{max}), ' 0.3', 'of a fault that lasts, from its end');
+($said, $report) = with([@log], faults => [ $start + 10 * $second . " worker-kill -\n" ]);
+is("$said $report->{not_recovered} $report->{ok}", ' 1 0', 'nothing was delivered after the last fault: failed');
+($said, $report) = with([ request(1, $a), request(2, $b), request(100, $c, accepted => $start + 5 * $second) ], faults => [ $start + 3 * $second . " worker-kill -\n" ]);
+is("$said $report->{drained} $report->{ok}", ' 97 0', 'it took too long after the last fault: failed');
+like(Checker::text($report), qr/^verdict: FAILED$/m, 'the report says so');
+
+done_testing;
