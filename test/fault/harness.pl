@@ -13,8 +13,8 @@ use MIME::Base64 qw(encode_base64);
 use POSIX ();
 use Time::HiRes qw(time sleep);
 
-my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, limit => 60, points => 1, pause => 0.6);
-GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'limit=f', 'points!', 'pause=f', 'only=s', 'work=s', 'json=s', 'quiet')
+my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1, pause => 0.6);
+GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'only=s', 'work=s', 'json=s', 'quiet')
 	&& !@ARGV or die "see test/fault/README.md\n";
 $option{seconds} //= 120 unless defined $option{events} || defined $option{kills};
 $option{seed} //= POSIX::floor(time * 1000) % 1_000_000_007;
@@ -111,6 +111,7 @@ my @subscriptions = (
 	{ name => 'single', format => 'binary', types => ['one'], log => 'receiver.log', permille => 30, options => q{max_in_flight => 20, timeout => '1 s', breaker_threshold => 0} },
 	{ name => 'structured', format => 'structured', types => [ 'one', 'effect' ], log => 'receiver.log', permille => 20, options => q{max_in_flight => 20, timeout => '1 s', breaker_threshold => 5, breaker_probe => '50 ms', breaker_max => '500 ms'} },
 	{ name => 'batch', format => 'batch', types => ['bulk'], log => 'receiver.log', permille => 15, options => q{max_in_flight => 8, timeout => '2 s', breaker_threshold => 0} },
+	{ name => 'pull', format => 'pull', types => ['pull'], log => '-', effects => 1, options => '' },
 	{ name => 'effect', format => 'binary', types => ['effect'], log => 'effects.log', effects => 1, permille => 50, options => q{max_in_flight => 20, timeout => '2 s', breaker_threshold => 0} },
 );
 
@@ -133,8 +134,8 @@ sub set_up
 {
 	must('CREATE DATABASE effects');
 	must('CREATE EXTENSION outbox', 'effects');
-	must('CREATE TABLE effect (seq bigserial PRIMARY KEY, subscription text NOT NULL DEFAULT \'effect\', id uuid NOT NULL, payload jsonb NOT NULL, request bigint)', 'effects');
 	must('CREATE EXTENSION outbox');
+	must('CREATE TABLE effect (seq bigserial PRIMARY KEY, subscription text NOT NULL, id uuid NOT NULL, payload jsonb NOT NULL, request bigint)', $_) for 'postgres', 'effects';
 	must(q{CREATE TABLE fault_key (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0) WITH (fillfactor = 50)});
 	for my $type (qw(one bulk effect pull))
 	{
@@ -154,8 +155,10 @@ sub set_up
 	for my $s (@subscriptions)
 	{
 		my $types = join ',', map { "fault.$_" } @{ $s->{types} };
+		my $retries = q{retry_base => '50 ms', retry_factor => 2, retry_max => '1 s', max_attempts => 1000, give_up_after => '0'};
+		if ($s->{format} eq 'pull') { must("SELECT outbox.subscribe('$s->{name}', types => '{$types}', $retries)"); next }
 		must("SELECT outbox.subscribe('$s->{name}', 'http://127.0.0.1:$port{$s->{log}}/$s->{name}', types => '{$types}', network => 'private', format => '$s->{format}', secret => '"
-				. secret($s->{name}) . "', retry_base => '50 ms', retry_factor => 2, retry_max => '1 s', max_attempts => 1000, give_up_after => '0', disable_after => '0', $s->{options})");
+				. secret($s->{name}) . "', $retries, disable_after => '0', $s->{options})");
 	}
 	must('SELECT outbox.start()');
 	open my $plan, '>', "$work/plan" or die;
@@ -359,6 +362,7 @@ for my $n (1 .. $producer_count)
 	push @producers, launch("producer.$n", "$here/producer.bin", '--conninfo', "dbname=postgres application_name=producer-$n", '--ledger', "$work/ledger.$n", '--number', $n, '--seed', $option{seed},
 		'--mode', $is_bulk ? 'bulk' : 'mixed', '--rate', $rate);
 }
+my @consumers = map { launch("consumer.$_", "$here/consumer.bin", '--conninfo', "dbname=postgres application_name=consumer-$_", '--subscription', 'pull', '--number', $_, '--seed', $option{seed}) } 1 .. $option{consumers};
 wait_until(30, sub { (stats())[1] > 20 }) or die "nothing is delivered: see $work\n";
 say_it('load is under way');
 
@@ -394,10 +398,14 @@ my $drained = wait_until($option{limit} + 30, sub {
 say_it($drained ? 'drained' : 'NOT DRAINED');
 sleep 1;
 open my $effect_lines, '>', "$work/effects" or die;
-print $effect_lines map { "$_\n" } must("COPY (SELECT subscription, id, payload FROM effect ORDER BY seq) TO STDOUT", 'effects');
+for my $database (qw(postgres effects))
+{
+	my $lines = must('COPY (SELECT subscription, id, payload FROM effect ORDER BY seq) TO STDOUT', $database);
+	print $effect_lines "$lines\n" if $lines ne '';
+}
 close $effect_lines;
 my $dead = must('SELECT count(*) FROM outbox.dead_letter') + must('SELECT count(*) FROM outbox.gap');
-end_of($_, 10) for $receiver, $effects_receiver;
+end_of($_, 10) for @consumers, $receiver, $effects_receiver;
 
 my $report = Checker->new($work)->report;
 my $log = slurp("$work/server.log") . slurp("$data.log");
@@ -405,11 +413,12 @@ my @crashed = $log =~ /^(.*(?:terminated by signal (?:6|11)\b|PANIC|TRAP).*)$/mg
 @{$report}{qw(seed version seconds kills dead crashed)} = ($option{seed}, $ENV{PGVERSION}, sprintf('%.0f', $load_ended - $load_began), $kills, $dead, scalar @crashed);
 $report->{events_per_second} = sprintf '%.0f', $report->{events}{committed} / ($load_ended - $load_began);
 $report->{ok} = 0 if $dead || @crashed || $stuck;
+my @odd = grep { -s } glob "$work/{producer,consumer}.*.output";
+$report->{ok} = 0 if @odd;
 print "\nseed $option{seed}, PostgreSQL $ENV{PGVERSION}: $made faults, $kills of them kills, in $report->{seconds} s; $report->{events_per_second} events/s\n", Checker::text($report);
 print "given up, which the plan does not allow: $dead\n" if $dead;
 print "crashed, and not shot: $_\n" for @crashed[ 0 .. ($#crashed < 5 ? $#crashed : 5) ];
-my @odd = grep { -s } glob "$work/producer.*.output";
-print "producers complained: $_\n" . substr(slurp($_), 0, 2000) for @odd;
+print "this was not part of the plan: $_\n" . substr(slurp($_), 0, 2000) for @odd;
 if (defined $option{json})
 {
 	delete $report->{examples};

@@ -19,12 +19,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <unistd.h>
 
-#include <libpq-fe.h>
-
-#include "tools.h"
+#include "session.h"
 
 #define SHARED_KEYS 20
 #define MAX_EVENTS 1000
@@ -83,69 +79,17 @@ write_ledger(bool sync)
 		fail("cannot sync the ledger: %s", strerror(errno));
 }
 
-static bool
-is_lost(void)
-{
-	return PQstatus(session) != CONNECTION_OK;
-}
-
-static void
-ignore(void *unused, const char *message)
-{
-	(void) unused;
-	(void) message;
-}
-
-/* Connects, again and again until it works. */
+/* The connection is lost, or there was none. */
 static void
 connect_again(void)
 {
-	int64_t		began = now();
-
 	if (session)
 	{
-		appendf(&ledger, "L %lld\n", (long long) began);
+		appendf(&ledger, "L %lld\n", (long long) now());
 		PQfinish(session);
 	}
-	for (;;)
-	{
-		session = PQconnectdb(conninfo);
-		if (!is_lost())
-			break;
-		if (now() - began > 120 * 1000000LL)
-			fail("producer %d: no connection for two minutes: %s", number, PQerrorMessage(session));
-		PQfinish(session);
-		usleep(100000);
-	}
-	PQsetNoticeProcessor(session, ignore, NULL);
+	session = connect_to(conninfo);
 	appendf(&ledger, "R %lld\n", (long long) now());
-}
-
-/* NULL if it failed. */
-static PGresult *
-ask(const char *statement, int count, const char *const *values)
-{
-	PGresult   *result = PQexecParams(session, statement, count, NULL, values, NULL, NULL, 0);
-	ExecStatusType status = PQresultStatus(result);
-	const char *state;
-
-	if (status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK)
-		return result;
-	/* Conflicts, locks and whatever ends a session are part of the plan; anything else is a mistake of somebody's */
-	state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
-	if (!is_lost() && state && strncmp(state, "40", 2) != 0 && strncmp(state, "57", 2) != 0 && strncmp(state, "55", 2) != 0)
-		fprintf(stderr, "producer %d: %s: %s", number, statement, PQresultErrorMessage(result));
-	PQclear(result);
-	return NULL;
-}
-
-static bool
-command(const char *statement)
-{
-	PGresult   *result = ask(statement, 0, NULL);
-
-	PQclear(result);
-	return result != NULL;
 }
 
 static void
@@ -168,7 +112,7 @@ enqueue(const char *type, const char *key)
 	snprintf(p, sizeof(p), "%d", number);
 	snprintf(s, sizeof(s), "%ld", serial);
 	snprintf(full_type, sizeof(full_type), "fault.%s", type);
-	result = ask("WITH locked AS (UPDATE fault_key SET n = n + 1 WHERE key = $1 RETURNING n)"
+	result = ask(session, "WITH locked AS (UPDATE fault_key SET n = n + 1 WHERE key = $1 RETURNING n)"
 				 " SELECT n, outbox.enqueue($4, jsonb_build_object('p', $2::text::int, 's', $3::bigint, 'k', $1, 'n', n, 'pad', repeat('x', 20 + ($3::bigint % 100)::int)),"
 				 " key => $1, headers => jsonb_build_object('x-producer', $2::text)) FROM locked", 4, values);
 	if (result)
@@ -193,7 +137,7 @@ enqueue_apart(const char *type, int delay, const char *dedup)
 	snprintf(s, sizeof(s), "%ld", serial);
 	snprintf(full_type, sizeof(full_type), "fault.%s", type);
 	snprintf(milliseconds, sizeof(milliseconds), "%d", delay);
-	result = ask("SELECT outbox.enqueue($1, jsonb_build_object('p', $2::int, 's', $3::bigint, 'k', '', 'n', 0, 'pad', ''),"
+	result = ask(session, "SELECT outbox.enqueue($1, jsonb_build_object('p', $2::int, 's', $3::bigint, 'k', '', 'n', 0, 'pad', ''),"
 				 " deliver_at => clock_timestamp() + $4::int * interval '1 ms', dedup_key => $5)", 5, values);
 	if (result)
 		note_event(type, NULL, "0", PQgetvalue(result, 0, 0), dedup);
@@ -215,7 +159,7 @@ enqueue_in_vain(const char *type, const char *key)
 	snprintf(p, sizeof(p), "%d", number);
 	snprintf(s, sizeof(s), "%ld", serial);
 	snprintf(full_type, sizeof(full_type), "fault.%s", type);
-	result = ask("SELECT fault_in_vain($1, $2, $3::int, $4::bigint)", 4, values);
+	result = ask(session, "SELECT fault_in_vain($1, $2, $3::int, $4::bigint)", 4, values);
 	if (result)
 	{
 		note_event(type, key, "0", PQgetvalue(result, 0, 0), NULL);
@@ -237,7 +181,7 @@ enqueue_many(const char *type, const char *key, int count)
 	const char *ids;
 
 	snprintf(many, sizeof(many), "%d", count);
-	result = ask("UPDATE fault_key SET n = n + $2::int WHERE key = $1 RETURNING n", 2, values);
+	result = ask(session, "UPDATE fault_key SET n = n + $2::int WHERE key = $1 RETURNING n", 2, values);
 	if (!result)
 		return false;
 	n = atol(PQgetvalue(result, 0, 0)) - count;
@@ -249,7 +193,7 @@ enqueue_many(const char *type, const char *key, int count)
 				type, key, number, serial + i, key, n + i, (int) (20 + (serial + i) % 60), "................................................................................");
 	append(&events, "]", 1);
 	values[0] = events.data;
-	result = ask("SELECT outbox.enqueue_many($1::jsonb)", 1, values);
+	result = ask(session, "SELECT outbox.enqueue_many($1::jsonb)", 1, values);
 	if (!result)
 	{
 		serial += count;
@@ -285,10 +229,10 @@ is_prepared(const char *gid, int old_backend)
 					is_settled;
 
 		snprintf(pid, sizeof(pid), "%d", old_backend);
-		result = ask("SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1), NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $2::int AND application_name = current_setting('application_name') AND pid <> pg_backend_pid())", 2, values);
+		result = ask(session, "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1), NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $2::int AND application_name = current_setting('application_name') AND pid <> pg_backend_pid())", 2, values);
 		if (!result)
 		{
-			if (is_lost())
+			if (is_lost(session))
 				connect_again();
 			continue;
 		}
@@ -315,11 +259,11 @@ commit(bool async)
 	Outcome		outcome;
 
 	about_to_commit(async);
-	result = ask("COMMIT", 0, NULL);
+	result = ask(session, "COMMIT", 0, NULL);
 	if (result)
 		outcome = strcmp(PQcmdStatus(result), "COMMIT") == 0 ? COMMITTED : ROLLED_BACK;
 	else
-		outcome = is_lost() ? UNKNOWN : ROLLED_BACK;
+		outcome = is_lost(session) ? UNKNOWN : ROLLED_BACK;
 	PQclear(result);
 	return outcome;
 }
@@ -337,8 +281,8 @@ commit_prepared(bool decided)
 	snprintf(prepare, sizeof(prepare), "PREPARE TRANSACTION '%s'", gid);
 	snprintf(finish, sizeof(finish), "%s PREPARED '%s'", decided ? "COMMIT" : "ROLLBACK", gid);
 	write_ledger(true);
-	there = command(prepare);
-	if (!there && !is_lost())
+	there = command(session, prepare);
+	if (!there && !is_lost(session))
 		return ROLLED_BACK;
 	if (!there)
 	{
@@ -352,9 +296,9 @@ commit_prepared(bool decided)
 	for (;;)
 	{
 		backend = PQbackendPID(session);
-		if (!is_lost() && command(finish))
+		if (!is_lost(session) && command(session, finish))
 			break;
-		if (is_lost())
+		if (is_lost(session))
 		{
 			connect_again();
 			if (!is_prepared(gid, backend))
@@ -396,21 +340,21 @@ fill(const char *shape, const char *type, bool is_private)
 	{
 		long		from;
 
-		if (!enqueue(type, key) || !command("SAVEPOINT one"))
+		if (!enqueue(type, key) || !command(session, "SAVEPOINT one"))
 			return false;
 		from = serial;
-		if (!enqueue(type, key) || !command("SAVEPOINT two") || !enqueue(type, key))
+		if (!enqueue(type, key) || !command(session, "SAVEPOINT two") || !enqueue(type, key))
 			return false;
 		if (throw(2) == 0)
 		{
-			if (!command("ROLLBACK TO two"))
+			if (!command(session, "ROLLBACK TO two"))
 				return false;
 			appendf(&ledger, "X %ld\n", serial);
 			return throw(2) == 0 || enqueue(type, key);
 		}
-		if (throw(2) == 0 && !command("RELEASE two"))
+		if (throw(2) == 0 && !command(session, "RELEASE two"))
 			return false;
-		if (!command("ROLLBACK TO one"))
+		if (!command(session, "ROLLBACK TO one"))
 			return false;
 		while (from++ < serial)
 			appendf(&ledger, "X %ld\n", from);
@@ -461,15 +405,15 @@ transact(void)
 	is_private = strcmp(shape, "prepared") == 0 || strcmp(shape, "long") == 0;
 
 	appendf(&ledger, "B %ld %s\n", transaction, shape);
-	if (!command(repeatable ? "BEGIN ISOLATION LEVEL REPEATABLE READ" : "BEGIN"))
+	if (!command(session, repeatable ? "BEGIN ISOLATION LEVEL REPEATABLE READ" : "BEGIN"))
 		outcome = ROLLED_BACK;
 	else
 	{
-		bool		filled = !async || command("SET LOCAL synchronous_commit = off");
+		bool		filled = !async || command(session, "SET LOCAL synchronous_commit = off");
 
 		if (filled && repeatable)	/* its snapshot is older than what it enqueues */
 		{
-			filled = command("SELECT 1");
+			filled = command(session, "SELECT 1");
 			hold(throw(30));
 		}
 		if (filled && strcmp(shape, "rollback") == 0)
@@ -486,12 +430,12 @@ transact(void)
 		else
 		{
 			outcome = ROLLED_BACK;
-			if (!is_lost())
-				command("ROLLBACK");
+			if (!is_lost(session))
+				command(session, "ROLLBACK");
 		}
 	}
 	appendf(&ledger, "%c %ld %lld\n", outcome, transaction, (long long) now());
-	if (is_lost())
+	if (is_lost(session))
 		connect_again();
 	write_ledger(false);
 }

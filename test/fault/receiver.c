@@ -27,20 +27,11 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#include <libpq-fe.h>
-
-#include "tools.h"
+#include "session.h"
 
 #define MAX_PATHS 8
 #define MAX_REQUEST (4 << 20)
@@ -461,23 +452,29 @@ is_to_be_answered(const Connection *connection, int64_t at)
 	return connection && connection->seq && connection->due <= at;
 }
 
-static void
-ignore(void *unused, const char *message)
-{
-	(void) unused;
-	(void) message;
-}
-
+/* What one request asks for, once. */
 static bool
-run(const char *statement, int count, const char *const *values, bool *answer_is_true)
+effect_of(const Connection *connection)
 {
-	PGresult   *result = PQexecParams(database, statement, count, NULL, values, NULL, NULL, 0);
-	ExecStatusType status = PQresultStatus(result);
+	size_t		length = 0;
+	const char *found = field(connection->in, connection->head, "webhook-id", &length);
+	char		id[64],
+				seq[24];
+	char	   *payload = check_memory(strndup(connection->in + connection->head, connection->body));
+	const char *values[] = {id, payload, seq};
+	PGresult   *result;
 
-	if (answer_is_true)
-		*answer_is_true = status == PGRES_TUPLES_OK && PQntuples(result) == 1 && strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+	snprintf(id, sizeof(id), "%.*s", (int) length, found);
+	snprintf(seq, sizeof(seq), "%ld", connection->seq);
+	result = ask(database, "SELECT outbox.accept('effect', $1)", 1, values);
+	if (result && PQgetvalue(result, 0, 0)[0] == 't')
+	{
+		PQclear(result);
+		result = ask(database, "INSERT INTO effect (subscription, id, payload, request) VALUES ('effect', $1::uuid, $2::jsonb, $3::bigint)", 3, values);
+	}
 	PQclear(result);
-	return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
+	free(payload);
+	return result != NULL;
 }
 
 /* The effects of all that is to be answered now, in one transaction. */
@@ -491,7 +488,7 @@ take_effect(int64_t at)
 		any = is_to_be_answered(connections[fd], at) && delivers(connections[fd]);
 	if (!any)
 		return;
-	if (database && PQstatus(database) != CONNECTION_OK)
+	if (database && is_lost(database))
 	{
 		PQfinish(database);
 		database = NULL;
@@ -499,39 +496,16 @@ take_effect(int64_t at)
 	if (!database && at - database_tried > 100000)
 	{
 		database_tried = at;
-		database = PQconnectdb(effects);
-		PQsetNoticeProcessor(database, ignore, NULL);
+		database = PQconnectdb(effects);	/* not for long: others wait */
+		PQsetNoticeProcessor(database, ignore_notice, NULL);
 	}
-	if (database && PQstatus(database) == CONNECTION_OK && run("BEGIN", 0, NULL, NULL))
+	if (database && !is_lost(database) && command(database, "BEGIN"))
 	{
 		done = true;
 		for (int fd = 0; fd < MAX_DESCRIPTORS && done; fd++)
-		{
-			Connection *connection = connections[fd];
-			size_t		length;
-			const char *found;
-			char		id[64];
-			char		seq[24];
-			char	   *payload;
-			const char *values[3] = {id, NULL, seq};
-			bool		is_new;
-
-			if (!is_to_be_answered(connection, at) || !delivers(connection))
-				continue;
-			found = field(connection->in, connection->head, "webhook-id", &length);
-			snprintf(id, sizeof(id), "%.*s", (int) (found ? length : 0), found ? found : "");
-			snprintf(seq, sizeof(seq), "%ld", connection->seq);
-			payload = check_memory(strndup(connection->in + connection->head, connection->body));
-			values[1] = payload;
-			done = run("SELECT outbox.accept('fault', $1)", 1, values, &is_new);
-			if (done && is_new)
-				done = run("INSERT INTO effect (id, payload, request) VALUES ($1::uuid, $2::jsonb, $3::bigint)", 3, values, NULL);
-			free(payload);
-		}
-		if (done)
-			done = run("COMMIT", 0, NULL, NULL);
-		else
-			run("ROLLBACK", 0, NULL, NULL);
+			if (is_to_be_answered(connections[fd], at) && delivers(connections[fd]))
+				done = effect_of(connections[fd]);
+		done = command(database, done ? "COMMIT" : "ROLLBACK") && done;
 	}
 	for (int fd = 0; fd < MAX_DESCRIPTORS; fd++)
 		if (is_to_be_answered(connections[fd], at) && delivers(connections[fd]) && !done)
