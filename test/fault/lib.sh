@@ -18,7 +18,7 @@ run_faults() {
 	rm -f "$scratch/fault.log"
 	# Small and quick to start again; a log that turns round in seconds; commits that are asynchronous stay so for a while
 	start_server fault 'fsync = on' 'shared_buffers = 32MB' 'wal_level = replica' 'max_wal_senders = 0' 'max_prepared_transactions = 50' 'checkpoint_timeout = 10min' 'wal_writer_delay = 2s' 'recovery_init_sync_method = syncfs' \
-		'autovacuum_naptime = 5s' 'outbox.segment_size = 2MB' 'outbox.event_retention = 5s' || return 1
+		'autovacuum_naptime = 5s' 'outbox.segment_size = 2MB' 'outbox.event_retention = 5s' 'outbox.maintenance_interval = 1s' || return 1
 	export PGDATA=$scratch/fault
 	FAULT_POINTS=$([ -x test/fault/points ] && test/fault/points) perl test/fault/harness.pl --work "$work" "$@"
 	status=$?
