@@ -225,8 +225,12 @@ insert_into_more_indexes(Inbox *inbox)
 	{
 		if (RelationGetRelid(target->ri_IndexRelationDescs[i]) == RelationGetRelid(inbox->index))
 		{
-			index_close(target->ri_IndexRelationDescs[i], NoLock);
-			target->ri_IndexRelationDescs[i] = NULL;	/* it is there already */
+			int			last = --target->ri_NumIndices;
+
+			index_close(target->ri_IndexRelationDescs[i], NoLock);	/* it is there already */
+			target->ri_IndexRelationDescs[i] = target->ri_IndexRelationDescs[last];
+			target->ri_IndexRelationInfo[i] = target->ri_IndexRelationInfo[last];
+			break;
 		}
 	}
 	list_free(OutboxExecInsertIndexTuples(target, inbox->fresh, estate));
