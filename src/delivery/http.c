@@ -23,6 +23,7 @@
 #include "http.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <curl/curl.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -105,6 +106,7 @@ typedef struct Transfer
 	bool		asked;			/* connected: the request goes out */
 	const char *blocked;		/* why an address was refused */
 	const char *bound;			/* which bound the answer broke, or connecting */
+	bool		in_section;		/* of header fields: its first line was seen, its end was not */
 	int			n_header_lines;
 	size_t		header_bytes;
 	size_t		body_bytes;
@@ -433,6 +435,14 @@ forget_retry_after(Transfer *transfer)
 	memset(transfer->retry_after, 0, sizeof(transfer->retry_after));
 }
 
+/* RFC 9112 §4. Since 8.0 libcurl takes "2000" for 200, and "HTTP/3" on a connection of HTTP/1.1. */
+static bool
+is_status_line(const char *line, size_t size)
+{
+	return size >= 13 && memcmp(line, "HTTP/1.", 7) == 0 && isdigit((unsigned char) line[7]) && line[8] == ' ' &&
+		isdigit((unsigned char) line[9]) && isdigit((unsigned char) line[10]) && isdigit((unsigned char) line[11]) && strchr(" \r\n", line[12]) != NULL;
+}
+
 /* A header line, CR LF included; interim answers (1xx) and trailers come here too.  A short count ends the transfer. */
 static size_t
 on_header(char *line, size_t unit, size_t n, void *arg)
@@ -449,6 +459,12 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 	}
 	if (transfer->status != 0)
 		return size;			/* a trailer */
+	if (!transfer->in_section && !is_status_line(line, size))
+	{
+		transfer->bound = "not a valid HTTP answer";
+		return 0;
+	}
+	transfer->in_section = true;
 	if ((size == 1 && line[0] == '\n') || (size == 2 && line[0] == '\r' && line[1] == '\n'))	/* lines may end in LF alone: RFC 9112 §2.2 */
 	{
 		long		status = 0;
@@ -458,6 +474,7 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 			transfer->status = (int) status;
 		else
 			forget_retry_after(transfer);
+		transfer->in_section = false;
 		return size;
 	}
 	note_retry_after(transfer, line, size);
@@ -1012,14 +1029,20 @@ outcome_of_status(int status)
 static int
 openssl_reason(const Transfer *transfer)
 {
-	const char *at = strstr(transfer->detail, "error:");
-	unsigned long code;
-	char	   *end;
+	static const char mark[] = "error:";
 
-	if (at == NULL || !transfer->origin->https)
+	if (!transfer->origin->https)
 		return 0;
-	code = strtoul(at + strlen("error:"), &end, 16);
-	return *end == ':' && ERR_GET_LIB(code) == ERR_LIB_SSL ? ERR_GET_REASON(code) : 0;
+	/* since libcurl 8.10 the word is there twice: "TLS connect error: error:0A00042E:SSL routines::..." */
+	for (const char *at = strstr(transfer->detail, mark); at != NULL; at = strstr(at + strlen(mark), mark))
+	{
+		char	   *end;
+		unsigned long code = strtoul(at + strlen(mark), &end, 16);
+
+		if (*end == ':' && ERR_GET_LIB(code) == ERR_LIB_SSL)
+			return ERR_GET_REASON(code);
+	}
+	return 0;
 }
 
 /* No complete answer.  Whatever is not listed may pass, so it counts as a transient fault of the connection. */
@@ -1152,7 +1175,9 @@ text_of_code(CURLcode code, const Transfer *transfer, OutboxOutcome outcome)
 
 	if (transfer->bound != NULL)
 		return transfer->bound;
-	if (outcome == OUTBOX_CONNECT)
+	if (code == CURLE_ABORTED_BY_CALLBACK)	/* on_socket(): whatever the others refuse has its reason noted */
+		text = "transfer engine failed";
+	else if (outcome == OUTBOX_CONNECT)
 		text = text_of_connection(code, transfer);
 	else if (outcome == OUTBOX_TLS)
 		text = text_of_tls(code, transfer);
@@ -1309,6 +1334,7 @@ reset_exchange(Transfer *transfer, OutboxExchange *exchange)
 	transfer->asked = false;
 	transfer->blocked = NULL;
 	transfer->bound = NULL;
+	transfer->in_section = false;
 	transfer->n_header_lines = 0;
 	transfer->header_bytes = 0;
 	transfer->body_bytes = 0;
