@@ -45,6 +45,8 @@ OBJS = \
 
 DATA = sql/outbox--0.1.0.sql
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
+# PostgreSQL's own options are those of the compiler that it was built with
+PG_CFLAGS += $(if $(findstring clang,$(CC)),-Wno-ignored-optimization-argument -Wno-ignored-attributes -Wno-unknown-warning-option)
 PG_CPPFLAGS = -DOUTBOX_VERSION=\"$(EXTVERSION)\" -I$(srcdir)/src
 SHLIB_LINK = -lcrypto
 
