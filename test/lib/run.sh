@@ -31,6 +31,27 @@ run_build() {
 	return 1
 }
 
+# The same with the other compiler; nothing of it is installed.
+run_clang() {
+	local began=$SECONDS clang copy=$scratch/clang status
+	clang=$(sed -n 's/^CLANG *= *//p' "$pgxs/src/Makefile.global")
+	command -v "${clang:-clang}" >/dev/null || { note 'not built with clang: there is none'; return; }
+	rm -rf "$copy"
+	cp -r "$source" "$copy"
+	make -s -C "$copy" clean with_llvm=no >"$scratch/clang.log" 2>&1 </dev/null
+	make -s -C "$copy" -j"$(nproc)" all with_llvm=no CC="${clang:-clang}" >"$scratch/clang.log" 2>&1 </dev/null
+	status=$?
+	if [ $status = 0 ] && ! grep -qi 'warning' "$scratch/clang.log"; then
+		passed=$((passed + 1))
+		verdict ok 'builds without a warning with clang' $((SECONDS - began))
+	else
+		failed=$((failed + 1))
+		cat "$scratch/clang.log"
+		verdict FAILED 'builds without a warning with clang' $((SECONDS - began))
+	fi
+	rm -rf "$copy"
+}
+
 run_rooms() {
 	local began=$SECONDS status
 	bash test/rooms >"$scratch/rooms.log" 2>&1
@@ -86,7 +107,7 @@ run_tap() {
 	rm -rf "$scratch/tap/$name"
 	mkdir -p "$scratch/tap/$name"
 	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$scratch \
-		PGPORT= PGHOST= PGUSER= PGDATABASE= prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
+		PGPORT= PGHOST= PGUSER= PGDATABASE= env --default-signal=INT,QUIT prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
 	status=$?
 	count_tap "$log" $status
 	if [ "$bad" != 0 ]; then
@@ -101,6 +122,49 @@ run_tap() {
 		done
 	fi
 	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "${sentence//_/ }: $good checks$([ "$bad" = 0 ] || echo ", $bad failed")" $((SECONDS - began))
+}
+
+# run_taps FILE…: $JOBS files at a time, then, one by one, those that say "# Alone: WHY". What a file has to say is printed whole when it ends.
+run_taps() {
+	local jobs=$JOBS file name company=() alone=()
+	local -A running=()
+	for file; do
+		if grep -q '^# Alone: ' "$file"; then alone+=("$file"); else company+=("$file"); fi
+	done
+	mkdir -p "$scratch/taps"
+	for file in "${company[@]}" '' "${alone[@]}" ''; do
+		[ -n "$file" ] || jobs=1   # until all have ended
+		while [ ${#running[@]} -ge "$jobs" ]; do
+			collect_taps || wait -n
+		done
+		[ -n "$file" ] || continue
+		name=$(basename "$file" .pl)
+		rm -f "$scratch/taps/$name.counts"
+		(
+			run_tap "$file"
+			echo "$good $bad" >"$scratch/taps/$name.counts"
+		) >"$scratch/taps/$name.out" 2>&1 &
+		running[$!]=$name
+	done
+}
+
+# Those of $running that have ended, if any: prints and counts them.
+collect_taps() {
+	local pid name still any=1
+	still=" $(jobs -rp | tr '\n' ' ')"
+	for pid in "${!running[@]}"; do
+		[[ $still != *" $pid "* ]] || continue
+		name=${running[$pid]} any=0
+		unset "running[$pid]"
+		cat "$scratch/taps/$name.out"
+		if read -r good bad 2>/dev/null <"$scratch/taps/$name.counts"; then
+			passed=$((passed + good)) failed=$((failed + bad))
+		else
+			failed=$((failed + 1))
+			verdict FAILED "${name//_/ }: its runner died" 0
+		fi
+	done
+	return $any
 }
 
 closing_line() {

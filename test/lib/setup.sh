@@ -166,10 +166,16 @@ stop_everything() {
 }
 
 leave() {
+	local tries
 	trap '' INT TERM HUP
 	if [ -n "${inside-}" ] && kill -0 "$inside" 2>/dev/null; then
 		kill -TERM -- "-$inside" 2>/dev/null
 		wait "$inside" 2>/dev/null
+		for ((tries = 0; tries < 100; tries++)); do   # those that it had running beside each other
+			kill -0 -- "-$inside" 2>/dev/null || break
+			sleep 0.05
+		done
+		kill -KILL -- "-$inside" 2>/dev/null
 	fi
 	if [ -n "${scratch-}" ]; then
 		stop_everything
@@ -240,7 +246,7 @@ enter() {
 	done
 
 	set -m
-	as_unprivileged env OUTBOX_INSIDE="$scratch" PGVERSION="$PGVERSION" HOME="$scratch/home" LC_ALL=C.UTF-8 TZ=UTC TMPDIR="$scratch/run" NODE_PATH="$scratch/npm/node_modules:$scratch/node/usr/share/nodejs:/usr/share/nodejs" \
+	as_unprivileged env OUTBOX_INSIDE="$scratch" PGVERSION="$PGVERSION" JOBS="${JOBS:-3}" HOME="$scratch/home" LC_ALL=C.UTF-8 TZ=UTC TMPDIR="$scratch/run" NODE_PATH="$scratch/npm/node_modules:$scratch/node/usr/share/nodejs:/usr/share/nodejs" \
 		PATH="$scratch/tree/usr/lib/postgresql/$PGVERSION/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
 		bash "$scratch/source/test/$script" "$@" </dev/null 9>&- &
 	inside=$!

@@ -1,5 +1,6 @@
 # Guarantee 8: under continuous load the log stays small. Segments are rotated, sealed and emptied by the worker without making anybody wait, never before everybody
 # has read them; what is still to be redriven outlives them; nothing leaves dead rows behind, not even while a snapshot is held open.
+# Alone: it measures how long producers take beside a VACUUM.
 use strict;
 use warnings;
 

@@ -1,4 +1,5 @@
 # Guarantee 8: cursors are appended to one pair of tables until it is full; then all of them are written to the other pair, and the full one is emptied as a whole.
+# Alone: it wants all those subscriptions made before the worker has filled the other pair, too.
 use strict;
 use warnings;
 

@@ -1,4 +1,5 @@
 # Guarantee 5: the events of a key are delivered in order, one at a time; a failed one holds back its key and no other.
+# Alone: it measures that keys are served side by side.
 use strict;
 use warnings;
 

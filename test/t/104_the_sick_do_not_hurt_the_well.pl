@@ -1,4 +1,5 @@
 # Isolation: subscriptions that hang, drip, refuse or fail take nothing from the others; slots and turns are shared between tenants, then subscriptions.
+# Alone: it counts turns, which want a receiver that keeps up.
 use strict;
 use warnings;
 

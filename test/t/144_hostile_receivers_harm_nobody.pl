@@ -1,5 +1,6 @@
 # Whatever a receiver answers, however long it takes and however much it says: attempts end, the worker stays small and alive, its neighbours get their events, and what was said can be read
 # in a database of any encoding.
+# Alone: it measures the memory of a process.
 use strict;
 use warnings;
 
