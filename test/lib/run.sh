@@ -71,6 +71,15 @@ run_unit() {
 	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "unit tests of the pure rooms: $good checks" $((SECONDS - began))
 }
 
+run_models() {
+	local began=$SECONDS status
+	bash test/model/check >"$scratch/models.log" 2>&1
+	status=$?
+	count_tap "$scratch/models.log" $status
+	[ "$bad" = 0 ] || grep -v '^ok' "$scratch/models.log"
+	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "models of bell, ring and cursor: $good checks" $((SECONDS - began))
+}
+
 # run_regress KIND [NAME…]: KIND is regress or isolation; without names all of that kind. Needs a running server.
 run_regress() {
 	local kind=$1 began=$SECONDS status=0 names regress='' isolation='' good bad

@@ -82,7 +82,7 @@ build_packages() {
 
 # What only the tests need.
 test_packages() {
-	printf '%s\n' "postgresql-$PGVERSION-cron" pgbouncer socat python3-psycopg
+	printf '%s\n' "postgresql-$PGVERSION-cron" pgbouncer socat python3-psycopg spin
 	foreign_node || printf '%s\n' nodejs node-pg
 	command -v npm >/dev/null || printf '%s\n' npm
 }
