@@ -7,7 +7,7 @@ use Outbox::Bench;
 use Time::HiRes qw(time sleep);
 
 my $name = $0 =~ /transaction/ ? 'one transaction of 1,000,000 events' : 'a backlog of 1,000,000 events';
-my $n = size(1_000_000);
+my $n = 1000 * int(size(1_000_000) / 1000 || 1);
 my $db = database('db');
 my $nginx = nginx();
 subscribe($db, 'receiver', $nginx->{url}, ordering => 'none');
@@ -32,6 +32,7 @@ else
 	$began = time;
 	query_on($session, "SELECT outbox.resume('receiver')");
 }
+say_it(sprintf 'live: %.0f and %.0f events/s', @live);
 my ($done, $last, $seen, $memory, $first, @points) = (0, 0, 0, 0);
 while (($done = $nginx->{count}->() - $before) < $n)
 {

@@ -12,7 +12,7 @@ my $db = database('db');
 sql($db, "CREATE TABLE queue (id bigserial PRIMARY KEY, payload jsonb NOT NULL); SELECT outbox.subscribe('bench', ordering => 'none')");
 my $payload = literal($PAYLOAD) . '::jsonb';
 my %script = (
-	pull => "SELECT count(*) AS n, coalesce(min(token::text), '') AS token FROM outbox.pull('bench', 100) \\gset\n\\if :n\nSELECT outbox.ack('bench', NULL, ':token');\n\\endif\n",
+	pull => "SELECT 0 AS n \\; SELECT 1 AS n, event_id, payload, token FROM outbox.pull('bench', 100) \\aset\n\\if :n\nSELECT outbox.ack('bench', NULL, ':token');\n\\endif\n",
 	queue => "WITH next AS (SELECT id FROM queue ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED) DELETE FROM queue USING next WHERE queue.id = next.id RETURNING queue.*;\n");
 
 # 8 clients make the calls that take all events, if each finds a hundred; left(): how many were left after that

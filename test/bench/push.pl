@@ -18,7 +18,7 @@ my (@cpu, @bare_cpu);
 my $relay = sub {
 	sql($db, 'TRUNCATE typical_outbox; INSERT INTO typical_outbox (event_type, event_data) SELECT ' . literal('order.paid') . ', ' . literal($PAYLOAD) . "::jsonb FROM generate_series(1, $n / 2); ANALYZE typical_outbox");
 	return (split ' ', command('relay', node_program('relay'), $db, $nginx->{url}, $CONCURRENCY, $n / 2))[0] };
-my $queue = sub { my ($name) = @_; return sub { (split ' ', command($name, node_program($name), $db, $nginx->{url}, $CONCURRENCY, size(10_000)))[0] } };
+my $queue = sub { my ($name) = @_; return sub { (split ' ', command($name, node_program($name), $db, $nginx->{url}, $CONCURRENCY, size(5_000)))[0] } };
 
 my $has_node = eval { command('relay-there', 'node', '-e', q{require('pg'); require('undici')}); 1 };
 my $result = alternate(3,

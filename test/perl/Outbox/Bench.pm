@@ -26,7 +26,7 @@ our $PAYLOAD = '{"order_id":12345,"amount":99.95,"currency":"EUR","customer":{"i
 our $CONCURRENCY = 64;
 
 # So many events, rounds of so many seconds: fewer when somebody only tries whether it works (--scale).
-sub size { my ($n) = @_; $n = int($n * $scale); return $n < 200 ? 200 : $n - $n % 200 }
+sub size { my ($n) = @_; $n = int($n * $scale); return $n < 800 ? 800 : $n - $n % 800 }
 sub seconds_of { my ($seconds) = @_; return $scale >= 1 ? $seconds : $seconds * $scale < 1 ? 1 : $seconds * $scale }
 
 sub say_it { print STDERR "    @_\n" }
@@ -46,7 +46,7 @@ sub background
 		open STDIN, '<', '/dev/null';
 		open STDOUT, '>', "$directory/$benchmark/$name.log";
 		open STDERR, '>&', \*STDOUT;
-		exec @command or POSIX::_exit(127);
+		exec 'setpriv', '--pdeathsig', 'TERM', @command or POSIX::_exit(127);    # whatever becomes of us
 	}
 	$running{$pid} = $name;
 	return $pid;
@@ -66,6 +66,9 @@ sub finish
 }
 
 sub command { return finish(background(@_)) }
+
+# Also when it is told to end
+$SIG{TERM} = $SIG{INT} = $SIG{HUP} = sub { exit 1 };
 
 END
 {
@@ -330,7 +333,7 @@ sub push_live
 			query_on($session, "SELECT count(outbox.enqueue($types, $payload, key => $key, tenant => $tenant)) FROM generate_series(" . ($made + 1) . ", $to) AS g");
 			$made = $to;
 		}
-		else { sleep 0.002 }
+		else { sleep 0.01 }
 	}
 	my $seconds = time - $began;
 	return wantarray ? ($n * $fan / $seconds, (worker_cpu($database) - $cpu) / 1000 / $n / $fan) : $n * $fan / $seconds;
@@ -392,8 +395,8 @@ sub series
 	my ($name, $title, $x, $y, $options, @curves) = @_;
 	my (@plots, $n);
 	open my $script, '>', "$directory/plots/$name.gp" or die;
-	print $script "set terminal pngcairo size 900,450 font 'DejaVu Sans,10'\nset output '$name.png'\nset title \"$title\"\nset xlabel '$x'\nset ylabel '$y'\nset grid\nset key outside bottom horizontal\nset yrange [0:*]\n";
-	print $script "set logscale $options->{log}\n" if $options->{log};
+	print $script "set terminal pngcairo size 900,450 font 'DejaVu Sans,10'\nset output '$name.png'\nset title \"$title\"\nset xlabel '$x'\nset ylabel '$y'\nset grid\nset key tmargin center horizontal\nset yrange [0:*]\n";
+	print $script "set logscale $options->{log}\n" . ($options->{log} =~ /x/ ? "set format x '%.0s%c'\n" : '') if $options->{log};
 	print $script "set yrange [*:*]\n" if ($options->{log} // '') =~ /y/;
 	while (my ($label, $points) = splice @curves, 0, 2)
 	{
