@@ -28,6 +28,7 @@ OBJS = \
 	src/keyring.o \
 	src/launcher.o \
 	src/limit.o \
+	src/lookup.o \
 	src/module.o \
 	src/once.o \
 	src/operator.o \

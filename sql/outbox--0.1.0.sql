@@ -3009,12 +3009,12 @@ thresholds: {"check_name": {"warning": number, "critical": number}}, from which 
 
 -- ===== pull =============================================================================================================
 
--- They run as the owner, who alone may read events; the worker is asked, so none of them changes a table.
+-- The worker is asked, so none of them changes a table; what they read they read without SQL, so no right to the tables is needed, nor a search_path.
 
 CREATE FUNCTION outbox.pull(subscription text, max_events integer DEFAULT 100, lease interval DEFAULT '60 s',
     OUT event_id uuid, OUT type text, OUT key text, OUT tenant text, OUT payload jsonb, OUT body bytea, OUT content_type text, OUT headers jsonb, OUT traceparent text,
     OUT created_at timestamptz, OUT attempt integer, OUT token uuid, OUT leased_until timestamptz)
-RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 100 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_pull';
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME', 'outbox_pull';
 COMMENT ON FUNCTION outbox.pull(text, integer, interval) IS
 'Leases events of a pull subscription that wait, oldest first, to the caller alone, until they are settled by ack() or nack(), or the lease ends. Any number of workers may pull side by side.
 subscription: its name. max_events: at most so many, 1 to 1000 (100). lease: 100 ms to 12 h (60 s); extend() makes it longer. Returns no row when nothing waits, or the subscription is paused.
@@ -3024,19 +3024,19 @@ As with push, an event may come again: after a lease has ended, and after a cras
 Errors: 42704 for an unknown subscription, 55000 if it has a URL or the delivery worker is not running, 22023, 25006 in a read-only transaction.';
 
 CREATE FUNCTION outbox.ack(subscription text, ids uuid[], token uuid) RETURNS bigint
-LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_ack';
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_ack';
 COMMENT ON FUNCTION outbox.ack(text, uuid[], uuid) IS
 'Says that events of a lease are done; they are, if and when this transaction commits, and stay leased until it ends. ids: at most 1000; NULL: all of the lease. token: from pull(). Returns how many.
 Errors: 55000 for a token that is stale (the lease ended) and for an event that is not in the lease, 55P03 for one that another transaction is settling; then none of them is done.';
 
 CREATE FUNCTION outbox.nack(subscription text, ids uuid[], token uuid, retry_in interval DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
-LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_nack';
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_nack';
 COMMENT ON FUNCTION outbox.nack(text, uuid[], uuid, interval, text) IS
 'Says that events of a lease failed, if and when this transaction commits: an attempt each. They come again after retry_in, 0 to 30 d, NULL: as the subscription''s retry policy says; after
 max_attempts or give_up_after they are dead letters. reason: for people, up to 159 bytes are kept. ids, token, result and errors: as ack().';
 
 CREATE FUNCTION outbox.extend(subscription text, token uuid, lease interval DEFAULT '60 s') RETURNS timestamptz
-LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'outbox_extend';
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_extend';
 COMMENT ON FUNCTION outbox.extend(text, uuid, interval) IS
 'Makes a lease end so long from now, 100 ms to 12 h (60 s), at once, whatever becomes of this transaction. token: from pull(). Returns until when. Errors: 55000 for a stale token.';
 

@@ -17,7 +17,7 @@ typedef enum OutboxCallOp
 {
 	OUTBOX_CALL_LEASE,			/* at most `most` events → n, events, until; token is the new lease's, made by the caller */
 	OUTBOX_CALL_EXTEND,			/* → until */
-	OUTBOX_CALL_ACK,			/* these events, under the ticket; all: whatever is left of the lease → n */
+	OUTBOX_CALL_ACK,			/* these events, under the ticket; all: whatever is left of the lease → settled */
 	OUTBOX_CALL_NACK,			/* the same */
 	OUTBOX_CALL_WITHDRAW		/* the ACK or NACK with this ticket and number is not to be done */
 } OutboxCallOp;
@@ -40,7 +40,7 @@ typedef struct OutboxTicket
 
 typedef struct OutboxCallEvent
 {
-	pg_uuid_t	id;
+	pg_uuid_t	id;				/* of the event; LEASE: its place in the log */
 	int32		attempts;		/* LEASE: that were made before */
 } OutboxCallEvent;
 
@@ -61,7 +61,8 @@ typedef struct OutboxCall
 
 	OutboxCallAnswer answer;
 	TimestampTz until;
-	int			n;
+	int			settled;
+	int			n;				/* of these are told; the asking side has room for no more than it tells or asks for, and for one */
 	OutboxCallEvent events[OUTBOX_CALL_EVENTS];
 } OutboxCall;
 

@@ -1,29 +1,36 @@
 /*
  * pull(), ack(), extend(), nack(): the consumer's side of a pull subscription.
  *
- * The worker says which events are leased; the events themselves are read here, with a snapshot taken afterwards, whatever the isolation level: they have been committed
- * before they were leased.
+ * The worker says which events are leased; the events themselves are read here (lookup.h): they have been committed before they were leased.
  *
  * ack() and nack() are told the worker at once, which checks the lease, and take effect when the transaction commits.  What happened in a subtransaction that was rolled back is
  * withdrawn before the commit.  The end of the transaction is told without anything that could fail (call.h).
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "call.h"
 #include "catalog.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "lookup.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pull.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -46,29 +53,38 @@ static OutboxDatabase *database = NULL;
 static OutboxTicket ticket;
 static List *settlements = NIL;
 
+/* A question with room for so many events, one at least: the answer may name one. */
+static OutboxCall *
+new_call(OutboxCallOp op, int room)
+{
+	OutboxCall *call = palloc0(offsetof(OutboxCall, events) + Max(room, 1) * sizeof(OutboxCallEvent));
+
+	call->op = op;
+	return call;
+}
+
 /* ---- the end of the transaction ---- */
 
 static void
 withdraw_undone(void)
 {
-	OutboxCall *call = palloc(sizeof(OutboxCall));
 	ListCell   *cell;
 
 	foreach(cell, settlements)
 	{
 		Settlement *settlement = lfirst(cell);
+		OutboxCall *call;
 
 		if (!settlement->undone)
 			continue;
-		memset(call, 0, offsetof(OutboxCall, events));
-		call->op = OUTBOX_CALL_WITHDRAW;
+		call = new_call(OUTBOX_CALL_WITHDRAW, 0);
 		call->subscription = settlement->subscription;
 		call->ticket = ticket;
 		call->number = settlement->number;
 		outbox_call(database, call);
+		pfree(call);
 		settlement->undone = false;
 	}
-	pfree(call);
 }
 
 static void
@@ -155,55 +171,60 @@ new_settlement(OutboxDatabase *of, int32 subscription)
 	return settlement;
 }
 
-/* ---- reading tables: as they are now, whatever the transaction's snapshot ---- */
+/* ---- the subscription ---- */
 
-static void
-execute_now(SPIPlanPtr *plan, const char *sql, int n, Oid *types, Datum *values)
+/* The first columns of outbox.subscription. */
+typedef enum SubscriptionColumn
 {
+	SUBSCRIPTION_ID = 1,
+	SUBSCRIPTION_NAME,
+	SUBSCRIPTION_KIND
+} SubscriptionColumn;
+
+/* As it is now, whatever the transaction's snapshot; false: there is none of this name. */
+static bool
+read_subscription(text *name, int32 *id, bool *pull)
+{
+	Oid			schema = outbox_catalog_required()->schema;
+	Relation	heap = table_open(get_relname_relid("subscription", schema), AccessShareLock);
+	Oid			by_name = get_relname_relid("subscription_name_key", schema);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			result;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		isnull;
 
-	if (*plan == NULL)
+	ScanKeyEntryInitialize(&key, 0, SUBSCRIPTION_NAME, BTEqualStrategyNumber, InvalidOid, DEFAULT_COLLATION_OID, F_TEXTEQ, PointerGetDatum(name));
+	scan = systable_beginscan(heap, by_name, OidIsValid(by_name), snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (tuple != NULL)
 	{
-		SPIPlanPtr	prepared = SPI_prepare(sql, n, types);
-
-		if (prepared == NULL || SPI_keepplan(prepared) != 0)
-			elog(ERROR, "could not prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));
-		*plan = prepared;
+		*id = DatumGetInt32(heap_getattr(tuple, SUBSCRIPTION_ID, RelationGetDescr(heap), &isnull));
+		*pull = strcmp(TextDatumGetCString(heap_getattr(tuple, SUBSCRIPTION_KIND, RelationGetDescr(heap), &isnull)), "pull") == 0;
 	}
-	result = SPI_execute_snapshot(*plan, values, NULL, snapshot, InvalidSnapshot, true, false, 0);
-	if (result != SPI_OK_SELECT)
-		elog(ERROR, "could not execute \"%s\": %s", sql, SPI_result_code_string(result));
+	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
+	table_close(heap, AccessShareLock);
+	return tuple != NULL;
 }
 
 /* The id of the pull subscription with this name. */
 static int32
 find_subscription(text *name)
 {
-	static SPIPlanPtr plan = NULL;
-	Oid			type = TEXTOID;
-	Datum		value = PointerGetDatum(name);
-	char	   *shown = text_to_cstring(name);
-	bool		isnull;
 	bool		pull;
 	int32		id;
 
-	SPI_connect();
-	execute_now(&plan, "SELECT id, kind = 'pull' FROM outbox.subscription WHERE name = $1", 1, &type, &value);
-	if (SPI_processed == 0)
+	if (!read_subscription(name, &id, &pull))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("subscription \"%s\" does not exist", shown),
+				 errmsg("subscription \"%s\" does not exist", text_to_cstring(name)),
 				 errdetail("No subscription has this name."),
 				 errhint("Call outbox.subscribe() without a URL to make a pull subscription.")));
-	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	pull = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-	SPI_finish();
 	if (!pull)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("subscription \"%s\" is not a pull subscription", shown),
+				 errmsg("subscription \"%s\" is not a pull subscription", text_to_cstring(name)),
 				 errdetail("It has a URL: its events are pushed there."),
 				 errhint("Call outbox.subscribe() without a URL to make a pull subscription.")));
 	return id;
@@ -245,16 +266,21 @@ span_argument(FunctionCallInfo fcinfo, int argument, const char *name, int64 low
 	return us;
 }
 
-static void
-ids_argument(FunctionCallInfo fcinfo, int argument, OutboxCall *call)
+/* A call with these ids; NULL: all of the lease. */
+static OutboxCall *
+call_about(FunctionCallInfo fcinfo, int argument, OutboxCallOp op)
 {
+	OutboxCall *call;
 	Datum	   *elements;
 	bool	   *nulls;
 	int			n;
 
-	call->all = PG_ARGISNULL(argument);
-	if (call->all)
-		return;
+	if (PG_ARGISNULL(argument))
+	{
+		call = new_call(op, 1);
+		call->all = true;
+		return call;
+	}
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(argument), UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &elements, &nulls, &n);
 	if (n > OUTBOX_CALL_EVENTS)
 		ereport(ERROR,
@@ -262,6 +288,7 @@ ids_argument(FunctionCallInfo fcinfo, int argument, OutboxCall *call)
 				 errmsg("too many event ids"),
 				 errdetail("The list has %d elements; at most %d are permitted.", n, OUTBOX_CALL_EVENTS),
 				 errhint("Leave ids out (NULL) to settle the whole lease.")));
+	call = new_call(op, n);
 	for (int i = 0; i < n; i++)
 	{
 		if (nulls[i])
@@ -273,6 +300,7 @@ ids_argument(FunctionCallInfo fcinfo, int argument, OutboxCall *call)
 		call->events[i].id = *DatumGetUUIDP(elements[i]);
 	}
 	call->n = n;
+	return call;
 }
 
 static char *
@@ -335,43 +363,56 @@ ask(OutboxDatabase *of, OutboxCall *call, text *name)
 
 #define PULLED_COLUMNS 13
 
-/* The events of a lease, in its order. */
+/* Rows on their way to the caller, in the order of the lease, which is as a rule that of the log. */
+typedef struct Rows
+{
+	const OutboxCall *call;
+	ReturnSetInfo *result;
+	int			next;			/* all before this one have been returned */
+	MinimalTuple *kept;			/* those that came too early */
+} Rows;
+
+static void
+make_row(int number, const OutboxStoredEvent *event, void *arg)
+{
+	Rows	   *rows = arg;
+	const OutboxCall *call = rows->call;
+	Datum		values[PULLED_COLUMNS];
+	bool		nulls[PULLED_COLUMNS] = {false};
+
+	values[0] = event->id;
+	memcpy(&values[1], event->columns, OUTBOX_STORED_COLUMNS * sizeof(Datum));
+	memcpy(&nulls[1], event->nulls, OUTBOX_STORED_COLUMNS * sizeof(bool));
+	values[9] = event->created_at;
+	values[10] = Int32GetDatum(call->events[number].attempts + 1);
+	values[11] = UUIDPGetDatum(&call->token);
+	values[12] = TimestampTzGetDatum(call->until);
+	if (number == rows->next)
+	{
+		tuplestore_putvalues(rows->result->setResult, rows->result->setDesc, values, nulls);
+		rows->next++;
+	}
+	else
+		rows->kept[number] = heap_form_minimal_tuple(rows->result->setDesc, values, nulls);
+}
+
+/* An event that is gone has no row. */
 static void
 return_events(ReturnSetInfo *result, const OutboxCall *call)
 {
-	static SPIPlanPtr plan = NULL;
-	Oid			type = UUIDARRAYOID;
-	Datum	   *ids = palloc(call->n * sizeof(Datum));
-	Datum		value;
+	Rows		rows = {.call = call, .result = result, .kept = palloc0(call->n * sizeof(MinimalTuple))};
+	pg_uuid_t  *places = palloc(call->n * sizeof(pg_uuid_t));
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(result->setDesc, &TTSOpsMinimalTuple);
 
 	for (int i = 0; i < call->n; i++)
-		ids[i] = UUIDPGetDatum(&call->events[i].id);
-	value = PointerGetDatum(construct_array(ids, call->n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	SPI_connect();
-
-	/* A retirement may have moved some to kept_event before we had our locks, and after our snapshot.  It cannot now. */
-	for (int i = 0; i < 2 && (i == 0 || SPI_processed < (uint64) call->n); i++)
-		execute_now(&plan,
-				"SELECT l.n::integer, l.id, e.type, e.key, e.tenant, e.payload, e.body, e.content_type, e.headers, e.traceparent, e.created_at"
-				"  FROM unnest($1) WITH ORDINALITY AS l (id, n)"
-				"  LEFT JOIN outbox.unscheduled AS u ON u.id = l.id"
-				" CROSS JOIN LATERAL (SELECT * FROM outbox.event AS t WHERE t.id = coalesce(u.log_id, l.id)"
-				"                     UNION ALL SELECT * FROM outbox.kept_event AS t WHERE t.id = coalesce(u.log_id, l.id) LIMIT 1) AS e"
-				" ORDER BY l.n", 1, &type, &value);
-	for (uint64 i = 0; i < SPI_processed; i++)
+		places[i] = call->events[i].id;
+	outbox_lookup_events(places, call->n, make_row, &rows);
+	for (int i = rows.next; i < call->n; i++)
 	{
-		Datum		values[PULLED_COLUMNS + 1];
-		bool		nulls[PULLED_COLUMNS + 1] = {false};
-		const OutboxCallEvent *event;
-
-		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, values, nulls);
-		event = &call->events[DatumGetInt32(values[0]) - 1];
-		values[11] = Int32GetDatum(event->attempts + 1);
-		values[12] = UUIDPGetDatum(&call->token);
-		values[13] = TimestampTzGetDatum(call->until);
-		tuplestore_putvalues(result->setResult, result->setDesc, &values[1], &nulls[1]);
+		if (rows.kept[i] != NULL)
+			tuplestore_puttupleslot(result->setResult, ExecStoreMinimalTuple(rows.kept[i], slot, false));
 	}
-	SPI_finish();
+	ExecDropSingleTupleTableSlot(slot);
 }
 
 /* pull(subscription text, max_events integer, lease interval) → (event_id, type, key, …, attempt, token, leased_until): see the install script. */
@@ -380,24 +421,25 @@ Datum
 outbox_pull(PG_FUNCTION_ARGS)
 {
 	OutboxDatabase *of = this_database("outbox.pull()");
-	OutboxCall *call = palloc(sizeof(OutboxCall));
+	OutboxCall *call;
+	int			most;
 
 	refuse_null(fcinfo, 0, "subscription");
 	refuse_null(fcinfo, 1, "max_events");
 	refuse_null(fcinfo, 2, "lease");
-	memset(call, 0, offsetof(OutboxCall, events));
-	call->op = OUTBOX_CALL_LEASE;
-	call->most = PG_GETARG_INT32(1);
-	if (call->most < 1 || call->most > OUTBOX_CALL_EVENTS)
+	most = PG_GETARG_INT32(1);
+	if (most < 1 || most > OUTBOX_CALL_EVENTS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for \"%s\"", "max_events"),
-				 errdetail("%d is not between 1 and %d.", call->most, OUTBOX_CALL_EVENTS),
+				 errdetail("%d is not between 1 and %d.", most, OUTBOX_CALL_EVENTS),
 				 errhint("Choose a value between 1 and %d.", OUTBOX_CALL_EVENTS)));
+	call = new_call(OUTBOX_CALL_LEASE, most);
+	call->most = most;
 	call->lease = span_argument(fcinfo, 2, "lease", SHORTEST_LEASE, LONGEST_LEASE, "100 ms and 12 h");
 	call->subscription = find_subscription(PG_GETARG_TEXT_PP(0));
 	call->token = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);	/* to look up the OUT arguments takes longer than the call */
 
 	ask(of, call, PG_GETARG_TEXT_PP(0));
 	if (call->n > 0)
@@ -411,14 +453,12 @@ outbox_pull(PG_FUNCTION_ARGS)
 static OutboxCall *
 settlement_arguments(FunctionCallInfo fcinfo, OutboxCallOp op)
 {
-	OutboxCall *call = palloc(sizeof(OutboxCall));
+	OutboxCall *call;
 
 	refuse_null(fcinfo, 0, "subscription");
 	refuse_null(fcinfo, 2, "token");
-	memset(call, 0, offsetof(OutboxCall, events));
-	call->op = op;
+	call = call_about(fcinfo, 1, op);
 	call->token = *PG_GETARG_UUID_P(2);
-	ids_argument(fcinfo, 1, call);
 	return call;
 }
 
@@ -436,7 +476,7 @@ settle(OutboxDatabase *of, OutboxCall *call, text *name)
 	call->ticket = ticket;
 	call->number = settlement->number;
 	ask(of, call, name);
-	return call->n;
+	return call->settled;
 }
 
 /* ack(subscription text, ids uuid[], token uuid) → bigint: how many are settled, when this transaction commits. */
@@ -475,13 +515,11 @@ Datum
 outbox_extend(PG_FUNCTION_ARGS)
 {
 	OutboxDatabase *of = this_database("outbox.extend()");
-	OutboxCall *call = palloc(sizeof(OutboxCall));
+	OutboxCall *call = new_call(OUTBOX_CALL_EXTEND, 0);
 
 	refuse_null(fcinfo, 0, "subscription");
 	refuse_null(fcinfo, 1, "token");
 	refuse_null(fcinfo, 2, "lease");
-	memset(call, 0, offsetof(OutboxCall, events));
-	call->op = OUTBOX_CALL_EXTEND;
 	call->token = *PG_GETARG_UUID_P(1);
 	call->lease = span_argument(fcinfo, 2, "lease", SHORTEST_LEASE, LONGEST_LEASE, "100 ms and 12 h");
 	call->subscription = find_subscription(PG_GETARG_TEXT_PP(0));

@@ -1,5 +1,5 @@
 /*
- * A segment as a table: what event_log.c, ring.c, upkeep.c, guard.c and schedule.c share, and nobody else includes.
+ * A segment as a table: what event_log.c, lookup.c, ring.c, upkeep.c, guard.c and schedule.c share, and nobody else includes.
  */
 #ifndef OUTBOX_SEGMENT_H
 #define OUTBOX_SEGMENT_H

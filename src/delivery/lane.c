@@ -293,6 +293,8 @@ lane_room(const OutboxLane *lane)
 
 	if (is_crowded(lane))
 		return LANE_ROOM_CROWDED;
+	if (subscription->pull)		/* what is leased leaves as much room for those who pull next */
+		return Min(LANE_ROOM + 2 * lane->in_flight, LANE_ROOM_BATCHES);
 	if (subscription->format != OUTBOX_FORMAT_BATCH)
 		return LANE_ROOM;
 	/* what is in flight, and as much again */

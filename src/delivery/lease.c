@@ -246,7 +246,7 @@ lease_item(OutboxItem *item, OutboxLease *lease, OutboxCall *call, TimestampTz n
 	lease->n++;
 	item->leased_until = lease->until;
 	dlist_push_tail(&lease->items, &item->queue);
-	event->id = item->id;
+	event->id = item->log_id;
 	event->attempts = item->attempts;
 }
 
@@ -414,14 +414,13 @@ serve_settle(OutboxCall *call)
 		return answer(call, OUTBOX_ANSWER_STALE);
 	OUTBOX_FAULT("settle-before-answer");
 	settlement = new_settlement(call);
-	if (call->all)
-		call->n = 0;
+	call->settled = call->n;
 	while (call->all && !dlist_is_empty(&lease->items))
 	{
 		dlist_push_tail(&settlement->items, dlist_pop_head_node(&lease->items));
-		call->n++;
+		call->settled++;
 	}
-	for (int i = 0; i < call->n && !call->all; i++)
+	for (int i = 0; i < call->n; i++)
 	{
 		OutboxItem *item = find_item(&lease->items, from, &call->events[i].id);
 

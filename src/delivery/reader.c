@@ -136,7 +136,7 @@ feed(List *hungry, OutboxLog *log)
 			}
 			chunk = outbox_chunk_read(log, work->epoch, &lane->position,
 									  lane->position.restored != 0 ? outbox_tick_everything() : work->newest,
-									  careful > 0, true);
+									  careful > 0, lane->need_settled || may_be_settled(&lane->position));
 			outbox_chunk_unpin(chunk);
 			feed_from_cache(lane);
 		}
