@@ -42,6 +42,7 @@ OBJS = \
 	src/upkeep.o \
 	src/vault.o \
 	src/webhook.o \
+	src/writer.o \
 	src/yield.o
 
 DATA = sql/outbox--0.1.0.sql

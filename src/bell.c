@@ -370,11 +370,16 @@ outbox_bell_wake_launcher(void)
 		set_latch(pg_atomic_read_u32(&bell->launcher.proc));
 }
 
-/* Callable after commit: cannot fail.  The fetch-or is a full barrier: the worker either sees the reasons or is waited for by its latch. */
+/*
+ * Callable after commit: cannot fail.  Under load the reasons are there already, and it is enough to see that, after a full barrier: the worker takes them, with another one, before
+ * it looks at what is committed.  So the producers of a busy worker only read what they share.
+ */
 void
 outbox_bell_ring(OutboxDatabase *database, uint32 reasons)
 {
-	pg_atomic_fetch_or_u32(&database->rung, reasons);
+	pg_memory_barrier();
+	if ((pg_atomic_read_u32(&database->rung) & reasons) != reasons)
+		pg_atomic_fetch_or_u32(&database->rung, reasons);
 	set_latch(pg_atomic_read_u32(&database->worker));
 	if (reasons & OUTBOX_RING_ARMED)
 	{

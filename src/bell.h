@@ -73,13 +73,16 @@ typedef struct OutboxWorkerStatus
 
 typedef struct OutboxDatabase
 {
-	LWLock		lock;			/* guards what is not atomic below */
+	/* what producers read and what they write lie in different cache lines, or each event would take the first from all other processors */
 	Oid			database;		/* InvalidOid: free slot */
 	Oid			extension;		/* pg_extension.oid; a new one resets the slot */
+	pg_atomic_uint32 current;	/* current segment; OUTBOX_NO_SEGMENT: not floored yet */
+	char		apart[PG_CACHE_LINE_SIZE];
+	pg_atomic_uint64 clock;		/* event_id.h; 0: not floored yet; never goes back for the same database */
+	char		alone[PG_CACHE_LINE_SIZE];
+	LWLock		lock;			/* guards what is not atomic, here and below */
 
 	/* the log */
-	pg_atomic_uint64 clock;		/* event_id.h; 0: not floored yet; never goes back for the same database */
-	pg_atomic_uint32 current;	/* current segment; OUTBOX_NO_SEGMENT: not floored yet */
 	pg_atomic_uint64 tick;		/* number of the newest tick that has begun; advanced before its snapshot is taken */
 	OutboxSegmentState segments[OUTBOX_SEGMENTS];
 	TimestampTz rotated_at;

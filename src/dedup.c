@@ -32,6 +32,7 @@ typedef struct Claim
 {
 	const OutboxNewEvent *event;
 	int			number;
+	bool		look;			/* somebody may have the key */
 } Claim;
 
 struct OutboxDedup
@@ -53,18 +54,26 @@ compare_texts(const text *a, const text *b)
 	return result != 0 ? result : (left > right) - (left < right);
 }
 
+static int
+compare_keys(const OutboxNewEvent *left, const OutboxNewEvent *right)
+{
+	int			result = compare_texts(left->dedup_key, right->dedup_key);
+
+	if (result == 0)
+		result = compare_texts(left->type, right->type);
+	if (result == 0)
+		result = compare_texts(left->tenant, right->tenant);
+	return result;
+}
+
 /* Of one key, the earliest event comes first. */
 static int
 compare_claims(const void *a, const void *b)
 {
 	const Claim *left = a;
 	const Claim *right = b;
-	int			result = compare_texts(left->event->dedup_key, right->event->dedup_key);
+	int			result = compare_keys(left->event, right->event);
 
-	if (result == 0)
-		result = compare_texts(left->event->type, right->event->type);
-	if (result == 0)
-		result = compare_texts(left->event->tenant, right->event->tenant);
 	return result != 0 ? result : left->number - right->number;
 }
 
@@ -84,16 +93,14 @@ outbox_dedup_begin(const OutboxNewEvent *events, int n)
 	}
 	qsort(dedup->claims, dedup->n, sizeof(Claim), compare_claims);
 	dedup->once = outbox_once_open(get_relname_relid("dedup", outbox_catalog_required()->schema));
-	dedup->row = outbox_once_slot(dedup->once);
-	dedup->holder = outbox_once_slot(dedup->once);
+	dedup->row = outbox_once_row(dedup->once);
+	dedup->holder = outbox_once_holder(dedup->once);
 	return dedup;
 }
 
 void
 outbox_dedup_end(OutboxDedup *dedup)
 {
-	ExecDropSingleTupleTableSlot(dedup->holder);
-	ExecDropSingleTupleTableSlot(dedup->row);
 	outbox_once_close(dedup->once);
 	pfree(dedup);
 }
@@ -151,15 +158,17 @@ outbox_dedup_find(OutboxDedup *dedup, pg_uuid_t *ids, bool *duplicate)
 {
 	for (int i = 0; i < dedup->n; i++)
 	{
-		const Claim *claim = &dedup->claims[i];
+		Claim	   *claim = &dedup->claims[i];
 		bool		expired;
 
 		CHECK_FOR_INTERRUPTS();
 		fill(dedup->row, claim->event, NULL);
 		duplicate[claim->number] = is_taken(dedup, &ids[claim->number], &expired);
+		claim->look = expired || (i > 0 && compare_keys(claim->event, dedup->claims[i - 1].event) == 0);
 	}
 }
 
+/* A key that was free a moment ago is claimed without another look: who loses the race is told so by the index, and looks then. */
 void
 outbox_dedup_claim(OutboxDedup *dedup, pg_uuid_t *ids, bool *duplicate)
 {
@@ -167,23 +176,21 @@ outbox_dedup_claim(OutboxDedup *dedup, pg_uuid_t *ids, bool *duplicate)
 	{
 		const Claim *claim = &dedup->claims[i];
 		pg_uuid_t	id = ids[claim->number];
-		bool		claimed = duplicate[claim->number];
+		bool		look = claim->look;
 
-		while (!claimed)
+		while (!duplicate[claim->number])
 		{
-			bool		expired;
+			bool		expired = false;
 
 			CHECK_FOR_INTERRUPTS();
 			fill(dedup->row, claim->event, &id);
-			if (is_taken(dedup, &ids[claim->number], &expired))
-			{
-				duplicate[claim->number] = true;
-				break;
-			}
+			if (look)
+				duplicate[claim->number] = is_taken(dedup, &ids[claim->number], &expired);
 			if (expired)
 				outbox_once_remove(dedup->once, dedup->holder);
-			else
-				claimed = outbox_once_insert(dedup->once, dedup->row);
+			else if (!duplicate[claim->number] && outbox_once_insert(dedup->once, dedup->row))
+				break;
+			look = true;
 		}
 	}
 }

@@ -19,6 +19,7 @@
 /* RFC 9562: version 7 in the upper half, variant 10 in the lower */
 #define VERSION_7		(UINT64CONST(7) << FRACTION_BITS)
 #define VARIANT			(UINT64CONST(2) << 62)
+#define DRAWN			32			/* random numbers at a time */
 #define RANDOM_MASK		((UINT64CONST(1) << 62) - 1)
 
 /* Microseconds from the Unix to the PostgreSQL epoch. */
@@ -45,18 +46,37 @@ instant(uint64 clock)
 	return (TimestampTz) ((clock >> FRACTION_BITS) * 1000 + (fraction * 1000 + FRACTIONS - 1) / FRACTIONS) - UNIX_TO_POSTGRES;
 }
 
+/*
+ * Cryptographically strong, so that nobody guesses an id from others; drawn in advance, because a draw costs as much as an index entry, however little is drawn.  Nothing
+ * is left in the postmaster for its children to share: it makes no ids.
+ */
+static uint64
+draw(void)
+{
+	static uint64 drawn[DRAWN];
+	static int	left = 0;
+	uint64		random;
+
+	if (left == 0)
+	{
+		if (!pg_strong_random(drawn, sizeof(drawn)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random values")));
+		left = DRAWN;
+	}
+	random = drawn[--left];
+	drawn[left] = 0;			/* none is used twice, nor to be found afterwards */
+	return random;
+}
+
 void
 outbox_event_id_next(pg_atomic_uint64 *clock, pg_uuid_t *id, TimestampTz *now)
 {
-	uint64		random;
+	uint64		random = draw();
 	uint64		system;
 	uint64		last;
 	uint64		next;
-
-	if (!pg_strong_random(&random, sizeof(random)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
 
 	*now = GetCurrentTimestamp();
 	system = outbox_event_id_clock_at(*now);

@@ -36,8 +36,12 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/xid8.h"
+#include "writer.h"
 
 /* ---- append ---- */
+
+/* Rows that are handed to the table at once. */
+#define BATCH 64
 
 /*
  * Opens and locks the current segment.  Whoever rotates publishes another number first and then asks for a ShareLock on this one; so a lock that
@@ -119,45 +123,49 @@ outbox_log_take_id(OutboxDatabase *database, pg_uuid_t *id, TimestampTz *now)
 	outbox_event_id_next(&database->clock, id, now);
 }
 
-void
-outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
+/* The rows in the slots of the writer, for events from `first` on; ids that were not taken before are taken now. */
+static void
+fill_slots(OutboxDatabase *database, TupleTableSlot **slots, const OutboxNewEvent *events, pg_uuid_t *ids, int n, FullTransactionId xid, int64 epoch)
 {
-	OutboxDatabase *database = outbox_bell_database(outbox_catalog_required()->extension);
-	Relation	heap = open_current(database);
-	int64		epoch = outbox_catalog_required()->epoch;
-	EState	   *estate = CreateExecutorState();
-	ResultRelInfo *target = makeNode(ResultRelInfo);
-	TupleTableSlot *slot = table_slot_create(heap, NULL);
-	CommandId	command = GetCurrentCommandId(true);
-	FullTransactionId xid = GetTopFullTransactionId();	/* before any id is taken: snapshot.h */
-
-	outbox_segment_check(heap);
-	InitResultRelInfo(target, heap, 0, NULL, 0);
-	ExecOpenIndices(target, false);
-
 	for (int i = 0; i < n; i++)
 	{
 		const OutboxNewEvent *event = &events[i];
 		TimestampTz now;
 
-		CHECK_FOR_INTERRUPTS();
 		if (event->id != NULL)
 			ids[i] = *event->id;
 		else
 			outbox_event_id_next(&database->clock, &ids[i], &now);
+		outbox_segment_fill(slots[i], event, &ids[i], xid, epoch, event->created_at != 0 ? event->created_at : now);
+		ExecStoreVirtualTuple(slots[i]);
+	}
+}
+
+void
+outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
+{
+	static OutboxWriter *kept = NULL;
+	OutboxDatabase *database = outbox_bell_database(outbox_catalog_required()->extension);
+	Relation	heap = open_current(database);
+	int64		epoch = outbox_catalog_required()->epoch;
+	OutboxWriter *writer;
+	CommandId	command = GetCurrentCommandId(true);
+	FullTransactionId xid = GetTopFullTransactionId();	/* before any id is taken: snapshot.h */
+
+	outbox_segment_check(heap);
+	writer = outbox_writer_open(&kept, heap, false);
+	for (int done = 0; done < n;)
+	{
+		int			batch = Min(n - done, BATCH);
+
+		CHECK_FOR_INTERRUPTS();
 		OUTBOX_FAULT("enqueue-before-append");
-		outbox_segment_fill(slot, event, &ids[i], xid, epoch, event->created_at != 0 ? event->created_at : now);
-		ExecStoreVirtualTuple(slot);
-		table_tuple_insert(heap, slot, command, 0, NULL);
-		if (target->ri_NumIndices > 0)
-			list_free(OutboxExecInsertIndexTuples(target, slot, estate));
-		ResetPerTupleExprContext(estate);
+		fill_slots(database, outbox_writer_slots(writer, batch), &events[done], &ids[done], batch, xid, epoch);
+		outbox_writer_insert(writer, batch, command);
+		done += batch;
 	}
 	OUTBOX_FAULT("enqueue-after-append");
-
-	ExecCloseIndices(target);
-	ExecDropSingleTupleTableSlot(slot);
-	FreeExecutorState(estate);
+	outbox_writer_close(&kept, writer);
 	table_close(heap, NoLock);	/* the lock stays: sealing depends on it */
 	outbox_bell_note(database, OUTBOX_RING_EVENTS);
 }

@@ -18,13 +18,16 @@
 #include "once.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
+#include "writer.h"
 
 struct OutboxOnce
 {
 	Relation	table;
-	EState	   *estate;
-	ResultRelInfo *target;
+	OutboxWriter *writer;
 };
+
+/* From call to call.  There is one such table. */
+static OutboxWriter *kept = NULL;
 
 OutboxOnce *
 outbox_once_open(Oid table)
@@ -32,26 +35,28 @@ outbox_once_open(Oid table)
 	OutboxOnce *once = palloc(sizeof(OutboxOnce));
 
 	once->table = table_open(table, RowExclusiveLock);
-	once->estate = CreateExecutorState();
-	once->target = makeNode(ResultRelInfo);
-	InitResultRelInfo(once->target, once->table, 0, NULL, 0);
-	ExecOpenIndices(once->target, true);
+	once->writer = outbox_writer_open(&kept, once->table, true);
 	return once;
 }
 
 void
 outbox_once_close(OutboxOnce *once)
 {
-	ExecCloseIndices(once->target);
-	FreeExecutorState(once->estate);
+	outbox_writer_close(&kept, once->writer);
 	table_close(once->table, NoLock);
 	pfree(once);
 }
 
 TupleTableSlot *
-outbox_once_slot(OutboxOnce *once)
+outbox_once_row(OutboxOnce *once)
 {
-	return table_slot_create(once->table, NULL);
+	return outbox_writer_slots(once->writer, 2)[0];
+}
+
+TupleTableSlot *
+outbox_once_holder(OutboxOnce *once)
+{
+	return outbox_writer_slots(once->writer, 2)[1];
 }
 
 /* What the search found: a row that is committed, or our own, and that no vacuum can remove as long as we have a snapshot. */
@@ -80,9 +85,9 @@ bool
 outbox_once_find(OutboxOnce *once, TupleTableSlot *row, TupleTableSlot *holder, bool *own)
 {
 	ItemPointerData tid;
-	bool		found = !OutboxExecCheckIndexConstraints(once->target, row, once->estate, &tid);
+	bool		found = !OutboxExecCheckIndexConstraints(once->writer->target, row, once->writer->estate, &tid);
 
-	ResetPerTupleExprContext(once->estate);
+	ResetPerTupleExprContext(once->writer->estate);
 	if (found)
 		look_at_holder(once, &tid, holder, own);
 	return found;
@@ -96,10 +101,10 @@ outbox_once_insert(OutboxOnce *once, TupleTableSlot *row)
 	bool		conflict = false;
 
 	table_tuple_insert_speculative(once->table, row, GetCurrentCommandId(true), 0, NULL, token);
-	list_free(OutboxExecInsertIndexTuplesOnce(once->target, row, once->estate, &conflict));
+	list_free(OutboxExecInsertIndexTuplesOnce(once->writer->target, row, once->writer->estate, &conflict));
 	table_tuple_complete_speculative(once->table, row, token, !conflict);
 	SpeculativeInsertionLockRelease(xid);
-	ResetPerTupleExprContext(once->estate);
+	ResetPerTupleExprContext(once->writer->estate);
 	return !conflict;
 }
 

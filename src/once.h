@@ -13,8 +13,9 @@ typedef struct OutboxOnce OutboxOnce;
 extern OutboxOnce *outbox_once_open(Oid table);
 extern void outbox_once_close(OutboxOnce *once);
 
-/* Empty slots for its rows. */
-extern TupleTableSlot *outbox_once_slot(OutboxOnce *once);
+/* Slots for the row that is to be, and for the one that has its key. */
+extern TupleTableSlot *outbox_once_row(OutboxOnce *once);
+extern TupleTableSlot *outbox_once_holder(OutboxOnce *once);
 
 /*
  * Has somebody the key of this row (a stored virtual tuple)?  Then holder gets the row that has it, which is committed and on disk, or of this transaction (*own).  Who has the

@@ -1,0 +1,175 @@
+/*
+ * Writers: what it takes to insert rows into a table from C, kept from call to call.
+ *
+ * To find out which indexes a table has and how their entries are made takes longer than to write a row.  So a backend keeps that, as plain memory, until
+ * any relation it knows of changes.  It keeps nothing else: the caller opens and locks the table each time, and the indexes are opened and locked here each time; so a
+ * writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
+ * lock is to hear what changed before.
+ *
+ * Kept is only what consists of plain btrees.  Expressions, predicates and other access methods may hold more than memory in what is kept for them, or run code that comes back here.
+ *
+ * While a writer is used it belongs to the caller's memory context: an error ends it, and whoever comes here again meanwhile makes another one.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "writer.h"
+
+static uint64 changes = 0;		/* that were heard of, of any relation */
+
+static void
+note_change(Datum arg, Oid relation)
+{
+	changes++;
+}
+
+static void
+listen_for_changes(void)
+{
+	static bool listening = false;
+
+	if (!listening)
+		CacheRegisterRelcacheCallback(note_change, (Datum) 0);
+	listening = true;
+}
+
+static void
+close_indexes(OutboxWriter *writer)
+{
+	for (int i = 0; i < writer->target->ri_NumIndices; i++)
+		index_close(writer->target->ri_IndexRelationDescs[i], NoLock);
+}
+
+static OutboxWriter *
+make(Relation table, bool unique)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "outbox writer", ALLOCSET_SMALL_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(context);
+	OutboxWriter *writer = palloc0(sizeof(OutboxWriter));
+
+	listen_for_changes();
+	writer->context = context;
+	writer->table = table;
+	writer->oid = RelationGetRelid(table);
+	writer->changes = changes;	/* before anything is looked at */
+	writer->estate = CreateExecutorState();
+	writer->target = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->target, table, 0, NULL, 0);
+	ExecOpenIndices(writer->target, unique);
+	writer->indexes = palloc_array(Oid, writer->target->ri_NumIndices + 1);
+	for (int i = 0; i < writer->target->ri_NumIndices; i++)
+		writer->indexes[i] = RelationGetRelid(writer->target->ri_IndexRelationDescs[i]);
+	MemoryContextSwitchTo(caller);
+	return writer;
+}
+
+static void
+open_again(OutboxWriter *writer, Relation table)
+{
+	writer->table = table;
+	writer->target->ri_RelationDesc = table;
+	for (int i = 0; i < writer->target->ri_NumIndices; i++)
+		writer->target->ri_IndexRelationDescs[i] = index_open(writer->indexes[i], RowExclusiveLock);
+}
+
+OutboxWriter *
+outbox_writer_open(OutboxWriter **kept, Relation table, bool unique)
+{
+	OutboxWriter *writer = *kept;
+
+	*kept = NULL;
+	if (writer == NULL)
+		return make(table, unique);
+
+	MemoryContextSetParent(writer->context, CurrentMemoryContext);
+	if (writer->oid == RelationGetRelid(table) && writer->changes == changes)
+	{
+		open_again(writer, table);
+		if (writer->changes == changes)
+			return writer;
+		close_indexes(writer);	/* there was news behind their locks */
+	}
+	MemoryContextDelete(writer->context);
+	return make(table, unique);
+}
+
+TupleTableSlot **
+outbox_writer_slots(OutboxWriter *writer, int n)
+{
+	if (n > writer->n_slots)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(writer->context);
+
+		if (writer->slots == NULL)
+			writer->slots = palloc_array(TupleTableSlot *, n);
+		else if (n > writer->room)
+			writer->slots = repalloc_array(writer->slots, TupleTableSlot *, n);
+		writer->room = Max(writer->room, n);
+		for (; writer->n_slots < n; writer->n_slots++)
+		{
+			/* of a copy of the descriptor: the relation's own is counted, by whoever's statement it is */
+			TupleDesc	descriptor = writer->n_slots == 0 ? CreateTupleDescCopy(RelationGetDescr(writer->table)) : writer->slots[0]->tts_tupleDescriptor;
+
+			writer->slots[writer->n_slots] = MakeSingleTupleTableSlot(descriptor, table_slot_callbacks(writer->table));
+		}
+		MemoryContextSwitchTo(caller);
+	}
+	return writer->slots;
+}
+
+void
+outbox_writer_insert(OutboxWriter *writer, int n, CommandId command)
+{
+	MemoryContext caller = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+
+	if (n == 1)
+		table_tuple_insert(writer->table, writer->slots[0], command, 0, NULL);
+	else
+		table_multi_insert(writer->table, writer->slots, n, command, 0, NULL);
+	if (writer->target->ri_NumIndices > 0)
+	{
+		for (int i = 0; i < n; i++)
+			(void) OutboxExecInsertIndexTuples(writer->target, writer->slots[i], writer->estate);
+	}
+	MemoryContextSwitchTo(caller);
+	ResetPerTupleExprContext(writer->estate);
+}
+
+/* Does what is known of the indexes consist of nothing but memory? */
+static bool
+is_plain(OutboxWriter *writer)
+{
+	for (int i = 0; i < writer->target->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = writer->target->ri_IndexRelationInfo[i];
+
+		if (writer->target->ri_IndexRelationDescs[i]->rd_rel->relam != BTREE_AM_OID || info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
+			info->ii_ExclusionOps != NULL)
+			return false;
+	}
+	return true;
+}
+
+void
+outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer)
+{
+	for (int i = 0; i < writer->n_slots; i++)
+		ExecClearTuple(writer->slots[i]);
+	if (*kept != NULL || !is_plain(writer))
+	{
+		ExecCloseIndices(writer->target);
+		FreeExecutorState(writer->estate);
+		MemoryContextDelete(writer->context);
+		return;
+	}
+	close_indexes(writer);
+	MemoryContextSetParent(writer->context, TopMemoryContext);
+	*kept = writer;
+}
