@@ -1,13 +1,14 @@
 /*
  * The bell and the worker's sleep (src/bell.c, src/delivery/worker.c).
  *
- * A producer commits, which makes its event visible, then raises the reasons, then sets the latch of whoever is the worker.  The worker attaches, and
+ * A producer commits, which makes its event visible, then raises the reasons, unless it sees that they are, then sets the latch of whoever is the worker.  The worker attaches, and
  * then goes round: takes the reasons, looks if there are any, sleeps until its latch is set, resets it.  It may die and be started anew.
  *
  * Claim: when nobody can go on, no visible event is unseen: no ring is lost, and no timer is needed for it.
  *
  * Without one of these the claim fails:
  *   RING_EARLY    the bell is rung before the event is visible
+ *   NO_BARRIER    whether the reasons are raised already is read before the event is visible
  *   RESET_LATE    the latch is reset after the reasons were taken
  *   LATCH_FIRST   the latch is set before the reasons are raised
  *   NO_FIRST_LOOK a worker that has just attached looks only if somebody rang since
@@ -27,6 +28,11 @@ inline set_latch() {
 }
 
 proctype producer() {
+	bool raised;
+
+#ifdef NO_BARRIER
+	raised = rung;
+#endif
 #ifdef RING_EARLY
 	rung = true;
 	set_latch();
@@ -37,7 +43,13 @@ proctype producer() {
 	set_latch();
 	rung = true
 #else
-	rung = true;
+#ifndef NO_BARRIER
+	raised = rung;
+#endif
+	if
+	:: raised
+	:: else -> rung = true
+	fi;
 	set_latch()
 #endif
 #endif
