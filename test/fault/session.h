@@ -43,8 +43,8 @@ connect_to(const char *conninfo)
 }
 
 /*
- * The result of a statement, or NULL if it failed.  Conflicts (40), states of objects (55: locks, stale tokens) and whatever ends a session (57) are part of the plan; anything else is
- * a mistake of somebody's, and said.
+ * The result of a statement, or NULL if it failed.  Conflicts (40), states of objects (55: locks, stale tokens), whatever ends a session (57) and errors at fault points are part of the plan;
+ * anything else is a mistake of somebody's, and said.
  */
 static inline PGresult *
 ask(PGconn *session, const char *statement, int count, const char *const *values)
@@ -56,7 +56,8 @@ ask(PGconn *session, const char *statement, int count, const char *const *values
 	if (status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK)
 		return result;
 	state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
-	if (!is_lost(session) && state && strncmp(state, "40", 2) != 0 && strncmp(state, "55", 2) != 0 && strncmp(state, "57", 2) != 0)
+	if (!is_lost(session) && state && strncmp(state, "40", 2) != 0 && strncmp(state, "55", 2) != 0 && strncmp(state, "57", 2) != 0 &&
+		!strstr(PQresultErrorMessage(result), "fault at point"))
 		fprintf(stderr, "%s: %s", statement, PQresultErrorMessage(result));
 	PQclear(result);
 	return NULL;

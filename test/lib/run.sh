@@ -176,6 +176,22 @@ collect_taps() {
 	return $any
 }
 
+# A short run of the fault harness (test/fault), with a build of its own: the last of all.
+run_fault_harness() {
+	local began=$SECONDS said
+	make -s clean with_llvm=no >/dev/null 2>&1
+	if build_faults && run_faults "$scratch/fault-harness" --seconds 100 --limit 180 >"$scratch/fault-harness.log" 2>&1; then
+		passed=$((passed + 1))
+		said=$(sed -n 's/^\(seed [0-9]*\), PostgreSQL [0-9]*: \([^;]*\);.*/\1: \2/p' "$scratch/fault-harness.log")
+		verdict ok "hurt all the time, it loses nothing; $said" $((SECONDS - began))
+	else
+		failed=$((failed + 1))
+		[ -f "$scratch/fault-harness.log" ] && cat "$scratch/fault-harness.log"
+		[ -n "${OUTBOX_KEEP_LOGS-}" ] && cp -r "$scratch/fault-harness" "$OUTBOX_KEEP_LOGS/" 2>/dev/null
+		verdict FAILED 'hurt all the time, it loses nothing' $((SECONDS - began))
+	fi
+}
+
 closing_line() {
 	printf '%d passed, %d failed\n' $passed $failed
 	[ $failed = 0 ]
