@@ -48,6 +48,7 @@ sub spread
 			$held += $piece;
 		}
 		my @times = map { 1e6 * timed($session, "SELECT count(outbox.enqueue('other', $payload, key => 'o' || g)) FROM generate_series(1, $sample) AS g") / $sample } 1 .. 3;
+		push_live($db, 'live', size(1000), $nginx->{count});    # the worker has been through all that is not to be delivered
 		my @cpu = map { (push_live($db, 'live', size(30_000), $nginx->{count}))[1] } 1 .. 2;
 		push @record, [ $held, median(@times) ];
 		push @deliver, [ $held, median(@cpu) ];
