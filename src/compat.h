@@ -92,6 +92,13 @@
 #define OutboxIndexBeginScan(heap, index, snapshot, nkeys) index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
 #endif
 
+/* a minimal tuple may have room in front of it since 18 */
+#if PG_VERSION_NUM < 180000
+#define OutboxFormMinimalTuple(descriptor, values, nulls) heap_form_minimal_tuple((descriptor), (values), (nulls))
+#else
+#define OutboxFormMinimalTuple(descriptor, values, nulls) heap_form_minimal_tuple((descriptor), (values), (nulls), 0)
+#endif
+
 /* base64 works on bytes instead of characters since 18 */
 #if PG_VERSION_NUM < 180000
 #define OutboxBase64Encode(bytes, size, text, room) pg_b64_encode((const char *) (bytes), (size), (text), (room))

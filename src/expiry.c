@@ -96,8 +96,8 @@ check_result(int result)
 static uint64
 sweep(OutboxExpiring what, BlockNumber from, BlockNumber to, TimestampTz now)
 {
-	ItemPointerData first;
-	ItemPointerData last;
+	ItemPointerData first = {0};
+	ItemPointerData last = {0};
 	Interval	retention = {.time = *kinds[what].retention * USECS_PER_SEC};
 	Oid			types[] = {TIDOID, TIDOID, TIMESTAMPTZOID, INTERVALOID};
 	Datum		values[] = {PointerGetDatum(&first), PointerGetDatum(&last), TimestampTzGetDatum(now), IntervalPGetDatum(&retention)};

@@ -16,6 +16,7 @@
 #include "catalog.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "executor/tuptable.h"
 #include "fault.h"
 #include "fmgr.h"
@@ -393,7 +394,7 @@ make_row(int number, const OutboxStoredEvent *event, void *arg)
 		rows->next++;
 	}
 	else
-		rows->kept[number] = heap_form_minimal_tuple(rows->result->setDesc, values, nulls);
+		rows->kept[number] = OutboxFormMinimalTuple(rows->result->setDesc, values, nulls);
 }
 
 /* An event that is gone has no row. */
