@@ -135,11 +135,8 @@
 #define OUTBOX_CURL_TOO_LARGE ((CURLcode) 100)
 #endif
 
-/*
- * Before 8.1.1 a handle that has had an answer keeps a pointer to its last field, which is freed: a folded line at the beginning of its next answer is written there
- * (curl #11101).  What counts is the library that is loaded.
- */
-#define OutboxHandlesAreSpent() (curl_version_info(CURLVERSION_NOW)->version_num < 0x080101)
+/* Before 8.1.1 a handle that has had an answer must not see a folded line at the beginning of the next one's fields (curl #11101).  What counts is the library that is loaded. */
+#define OutboxFoldsAreUnsafe() (curl_version_info(CURLVERSION_NOW)->version_num < 0x080101)
 
 /* since 8.20 resolver threads belong to the multi handle, and so does leaving them behind */
 #if LIBCURL_VERSION_NUM >= 0x081400

@@ -13,8 +13,8 @@
  *
  * Life of a transfer, one per easy handle:
  *
- *	IDLE -> RUNNING -> IDLE				the pool; fixed options are set once, an endpoint's only when another endpoint has its turn
- *			RUNNING -> WAITING -> RUNNING	it needs a name resolved that another transfer is just resolving
+ *	IDLE -> STARTING -> RUNNING -> IDLE		the pool; fixed options are set once, an endpoint's only when another endpoint has its turn
+ *						RUNNING -> WAITING -> RUNNING	it needs a name resolved that another transfer is just resolving
  *
  * WAITING exists because libcurl 7.88 starts one thread for each handle that needs a name, also when a hundred need the same one, and keeps answers for
  * DNS_CACHE_TIMEOUT only.  The resolver-start callback, which is called only for what neither the connection pool nor the cache can answer, lets
@@ -47,6 +47,7 @@
 #define MAX_HEADER_LINES 100	/* of one exchange, interim answers and trailers included */
 #define MAX_HEADER_BYTES (32 * 1024)
 #define MAX_BODY_BYTES (64 * 1024)
+#define BUFFER_BYTES 1024L
 #define MAX_SHOWN 76			/* bytes of scheme and host in an error text: the rest of it has room for the cause */
 #define MAX_RESOLVING 128		/* names in resolution at once: a thread each */
 #define ABANDONED_SECONDS 5		/* so long a resolution that was given up counts as going on: libc may take 10 s and more */
@@ -108,6 +109,9 @@ typedef struct Transfer
 	const char *bound;			/* which bound the answer broke, or connecting */
 	bool		in_section;		/* of header fields: its first line was seen, its end was not */
 	int			n_header_lines;
+	bool		has_field;		/* libcurl has stored a field of this answer */
+	bool		inside_line;	/* on_body() has had the beginning of a header line */
+	bool		headers_ended;	/* those of a final answer, or of one that switches protocols */
 	size_t		header_bytes;
 	size_t		body_bytes;
 	int			status;			/* of a final answer with complete header section, else 0 */
@@ -116,19 +120,32 @@ typedef struct Transfer
 	char		detail[CURL_ERROR_SIZE];	/* libcurl's own words; may hold what the far side said, so never shown */
 } Transfer;
 
+/*
+ * How a socket stands in epoll.  libcurl gives one up after each exchange and asks for it again with the next; those that on_open_socket() has made stay registered in between, for that saves
+ * three system calls an exchange.  What libcurl opens by itself (a resolver's pair) is told by nobody when it is closed, so that is registered as libcurl says.
+ */
+typedef struct Watch
+{
+	uint8_t		ours;			/* until it is closed */
+	uint8_t		wanted;			/* CURL_POLL_IN, CURL_POLL_OUT: by libcurl … */
+	uint8_t		registered;		/* … and with epoll */
+} Watch;
+
 struct OutboxHttp
 {
 	CURLM	   *multi;			/* NULL: could not be rebuilt yet */
 	int			epoll;
 	int64_t		timer_at;		/* libcurl's, -1: none */
 	bool		broken;			/* the multi handle reported an error */
-	bool		handles_are_spent;	/* by an answer: see compat.h */
+	bool		folds_are_unsafe;	/* see guard_fold() */
 	int			max_connections;
 	char	   *user_agent;
 	const char *ca_path;		/* libcurl's default directory of certificates, if it has no bundle */
 
 	Transfer   *idle;
 	int			n_idle;
+	Transfer   *starting;		/* oldest first: for the next turn */
+	Transfer  **starting_end;
 	Transfer   *running;
 	Transfer   *waiting;		/* oldest first */
 	Transfer  **waiting_end;
@@ -137,6 +154,7 @@ struct OutboxHttp
 	Abandoned  *abandoned;		/* oldest first */
 	Abandoned **abandoned_end;
 	int			max_descriptor; /* no socket of ours has a larger number */
+	Watch	   *watches;		/* by descriptor, up to that number */
 	int			in_flight;		/* started, not yet handed back */
 	void	   *finished;		/* exchanges, linked by `transfer` */
 	void	  **finished_end;
@@ -375,7 +393,18 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		transfer->bound = errno == EMFILE || errno == ENFILE ? "too many open files here" : "no socket";
 		return CURL_SOCKET_BAD;
 	}
+	transfer->http->watches[fd] = (Watch) {.ours = true};
 	return fd;
+}
+
+/* May be long after its transfer.  What is closed leaves epoll by itself. */
+static int
+on_close_socket(void *arg, curl_socket_t fd)
+{
+	OutboxHttp *http = arg;
+
+	http->watches[fd].ours = false;
+	return close(fd);
 }
 
 /*
@@ -443,6 +472,22 @@ is_status_line(const char *line, size_t size)
 		isdigit((unsigned char) line[9]) && isdigit((unsigned char) line[10]) && isdigit((unsigned char) line[11]) && strchr(" \r\n", line[12]) != NULL;
 }
 
+/*
+ * Before 8.1.1 libcurl keeps a pointer to the last field of the handle's answer before, which is freed by then, and appends to it a folded line at the beginning of an answer's fields
+ * (curl #11101).  So such a libcurl is asked for header lines as part of the body: they come here before it looks at whether they are folded.  False: nothing to append to.
+ */
+static bool
+guard_fold(Transfer *transfer, const char *line, size_t size)
+{
+	bool		begins = !transfer->inside_line;
+
+	transfer->inside_line = line[size - 1] != '\n';	/* long ones come in pieces */
+	if (!begins || transfer->has_field || (line[0] != ' ' && line[0] != '\t'))
+		return true;
+	transfer->bound = "header fields begin with a folded line";
+	return false;
+}
+
 /* A header line, CR LF included; interim answers (1xx) and trailers come here too.  A short count ends the transfer. */
 static size_t
 on_header(char *line, size_t unit, size_t n, void *arg)
@@ -464,6 +509,7 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 		transfer->bound = "not a valid HTTP answer";
 		return 0;
 	}
+	transfer->has_field |= transfer->in_section && strchr("\r\n", line[0]) == NULL;
 	transfer->in_section = true;
 	if ((size == 1 && line[0] == '\n') || (size == 2 && line[0] == '\r' && line[1] == '\n'))	/* lines may end in LF alone: RFC 9112 §2.2 */
 	{
@@ -475,6 +521,7 @@ on_header(char *line, size_t unit, size_t n, void *arg)
 		else
 			forget_retry_after(transfer);
 		transfer->in_section = false;
+		transfer->headers_ended = status >= 200 || status == 101;
 		return size;
 	}
 	note_retry_after(transfer, line, size);
@@ -490,6 +537,8 @@ on_body(char *data, size_t unit, size_t n, void *arg)
 	size_t		room = exchange->endpoint->response_kept - exchange->response_size;
 	size_t		kept = size < room ? size : room;
 
+	if (!transfer->headers_ended && transfer->http->folds_are_unsafe)
+		return guard_fold(transfer, data, size) ? size : 0;
 	transfer->body_bytes += size;
 	if (transfer->body_bytes > MAX_BODY_BYTES)
 	{
@@ -509,29 +558,48 @@ on_body(char *data, size_t unit, size_t n, void *arg)
 	return size;
 }
 
+/* NULL: not one of those that stay registered. */
+static Watch *
+watch_of(OutboxHttp *http, int fd)
+{
+	return fd <= http->max_descriptor && http->watches[fd].ours ? &http->watches[fd] : NULL;
+}
+
+static bool
+tell_epoll(OutboxHttp *http, int fd, int what)
+{
+	struct epoll_event event = {.data.fd = fd};
+
+	if (what & CURL_POLL_IN)
+		event.events |= EPOLLIN;
+	if (what & CURL_POLL_OUT)
+		event.events |= EPOLLOUT;
+	return epoll_ctl(http->epoll, EPOLL_CTL_MOD, fd, &event) == 0 ||
+		(errno == ENOENT && epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) == 0);
+}
+
 /* Which descriptors to watch.  libcurl does not say whether it has told us of one before. */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 {
 	OutboxHttp *http = arg;
-	struct epoll_event event = {.data.fd = fd};
+	Watch	   *watch = watch_of(http, fd);
 
 	(void) easy;
 	(void) socket_arg;
-	if (what == CURL_POLL_REMOVE)
+	if (watch != NULL)
+	{
+		watch->wanted = what & CURL_POLL_INOUT;
+		if (watch->wanted == 0 || watch->wanted == watch->registered)
+			return 0;
+		watch->registered = watch->wanted;
+	}
+	else if (what == CURL_POLL_REMOVE)
 	{
 		epoll_ctl(http->epoll, EPOLL_CTL_DEL, fd, NULL);	/* fails if it is closed already: as good */
 		return 0;
 	}
-	if (what & CURL_POLL_IN)
-		event.events |= EPOLLIN;
-	if (what & CURL_POLL_OUT)
-		event.events |= EPOLLOUT;
-	if (epoll_ctl(http->epoll, EPOLL_CTL_MOD, fd, &event) == 0)
-		return 0;
-	if (errno == ENOENT && epoll_ctl(http->epoll, EPOLL_CTL_ADD, fd, &event) == 0)
-		return 0;
-	return -1;					/* libcurl ends its transfers, work() starts anew */
+	return tell_epoll(http, fd, what) ? 0 : -1;	/* libcurl ends its transfers, work() starts anew */
 }
 
 static int
@@ -573,6 +641,8 @@ set_callbacks(Transfer *transfer)
 	SET_OPTION(easy, CURLOPT_HEADERDATA, transfer, failed);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, on_open_socket, failed);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer, failed);
+	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close_socket, failed);
+	SET_OPTION(easy, CURLOPT_CLOSESOCKETDATA, transfer->http, failed);
 	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, on_request, failed);
 	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer, failed);
 	SET_OPTION(easy, CURLOPT_RESOLVER_START_FUNCTION, on_resolver_start, failed);
@@ -592,6 +662,9 @@ set_fixed_options(Transfer *transfer)
 	/* HTTP/2 in 7.88 costs O(streams) for each event and has known faults */
 	SET_OPTION(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1, failed);
 	SET_OPTION(easy, CURLOPT_HTTP09_ALLOWED, 0L, failed);
+	SET_OPTION(easy, CURLOPT_HEADER, transfer->http->folds_are_unsafe ? 1L : 0L, failed);	/* see guard_fold() */
+	/* made and freed for each exchange; answers are small, and more than about a kilobyte costs malloc much */
+	SET_OPTION(easy, CURLOPT_BUFFERSIZE, BUFFER_BYTES, failed);
 	SET_OPTION(easy, CURLOPT_POST, 1L, failed);
 	SET_OPTION(easy, CURLOPT_USERAGENT, transfer->http->user_agent, failed);
 	/* a redirect would lead around the policy, and Standard Webhooks counts it as a failure */
@@ -684,14 +757,16 @@ outbox_http_create(const OutboxHttpOptions *options)
 	if (curl_version_info(CURLVERSION_NOW)->cainfo == NULL)
 		http->ca_path = curl_version_info(CURLVERSION_NOW)->capath;
 	http->max_connections = options->max_connections;
-	http->handles_are_spent = OutboxHandlesAreSpent();
+	http->folds_are_unsafe = OutboxFoldsAreUnsafe();
 	bound_descriptors(http);
+	http->watches = calloc((size_t) http->max_descriptor + 1, sizeof(Watch));
+	http->starting_end = &http->starting;
 	http->waiting_end = &http->waiting;
 	http->abandoned_end = &http->abandoned;
 	http->finished_end = &http->finished;
 	http->user_agent = strdup(options->user_agent);
 	http->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (http->user_agent != NULL && http->epoll >= 0)
+	if (http->watches != NULL && http->user_agent != NULL && http->epoll >= 0)
 		http->multi = create_multi(http);
 	if (http->multi == NULL)
 	{
@@ -741,28 +816,13 @@ take_transfer(OutboxHttp *http)
 	return transfer;
 }
 
-/* Another handle in place of the one that is spent (a microsecond); connections and names belong to the multi handle. False: out of memory. */
-static bool
-renew(Transfer *transfer)
-{
-	curl_easy_cleanup(transfer->easy);
-	transfer->easy = curl_easy_init();
-	transfer->network = -1;
-	transfer->timeout_ms = 0;
-	transfer->connect_timeout_ms = 0;
-	transfer->own_ca = false;
-	return transfer->easy != NULL && set_fixed_options(transfer) == NULL &&
-		(transfer->origin == NULL || curl_easy_setopt(transfer->easy, CURLOPT_URL, transfer->url) == CURLE_OK);
-}
-
 static void
 return_transfer(Transfer *transfer)
 {
 	OutboxHttp *http = transfer->http;
-	bool		spent = http->handles_are_spent && transfer->n_header_lines > 0;
 
 	transfer->exchange = NULL;
-	if (http->n_idle >= http->max_connections || (spent && !renew(transfer)))
+	if (http->n_idle >= http->max_connections)
 	{
 		free_transfer(transfer);
 		return;
@@ -892,14 +952,13 @@ set_network(Transfer *transfer, OutboxNetwork network)
 
 /*
  * The header lines as libcurl wants them: a list whose nodes are ours, so that nothing is copied.  Behind the event's lines: no Expect (libcurl asks for
- * "100-continue" above 1 MB, and would wait), and no Content-Type unless there is one (libcurl would call a POST a web form).
+ * "100-continue" above 1 MB, and would wait), and no Content-Type (libcurl would call a POST a web form), which does not touch one that is among the lines.
  */
 static bool
 link_lines(Transfer *transfer, const OutboxRequestHeaders *headers, struct curl_slist **list)
 {
 	static struct curl_slist no_expect = {.data = (char *) "Expect:"};
 	static struct curl_slist no_content_type = {.data = (char *) "Content-Type:", .next = &no_expect};
-	struct curl_slist *tail = &no_content_type;
 
 	if (headers->n > transfer->n_lines)
 	{
@@ -915,8 +974,6 @@ link_lines(Transfer *transfer, const OutboxRequestHeaders *headers, struct curl_
 		char	   *line = headers->lines[i];
 		size_t		size = strlen(line);
 
-		if (strncasecmp(line, "Content-Type:", 13) == 0 && tail == &no_content_type)
-			tail = &no_expect;
 		/* to libcurl "Name: " means "do not send Name", and "Name;" an empty one */
 		if (size >= 2 && line[size - 2] == ':' && line[size - 1] == ' ')
 			memcpy(line + size - 2, ";", 2);
@@ -924,8 +981,8 @@ link_lines(Transfer *transfer, const OutboxRequestHeaders *headers, struct curl_
 		transfer->lines[i].next = i + 1 < headers->n ? &transfer->lines[i + 1] : NULL;
 	}
 	if (headers->n > 0)
-		transfer->lines[headers->n - 1].next = tail;
-	*list = headers->n > 0 ? transfer->lines : tail;
+		transfer->lines[headers->n - 1].next = &no_content_type;
+	*list = headers->n > 0 ? transfer->lines : &no_content_type;
 	return true;
 }
 
@@ -1248,25 +1305,37 @@ unlink_running(Transfer *transfer)
 		transfer->next->previous = transfer->previous;
 }
 
+/* Signals are blocked. */
 static void
 launch(Transfer *transfer)
 {
 	OutboxHttp *http = transfer->http;
 	CURLMcode	code = CURLM_INTERNAL_ERROR;
-	sigset_t	before;
 
 	if (http->multi == NULL)
 		http->multi = create_multi(http);
 	if (http->multi != NULL)
-	{
-		block_signals(&before);
 		code = curl_multi_add_handle(http->multi, transfer->easy);
-		restore_signals(&before);
-	}
 	if (code == CURLM_OK)
 		link_running(transfer);
 	else
 		end_transfer(transfer, OUTBOX_CONNECT, "transfer engine failed");
+}
+
+static void
+launch_starting(OutboxHttp *http)
+{
+	Transfer   *transfer = http->starting;
+
+	http->starting = NULL;
+	http->starting_end = &http->starting;
+	while (transfer != NULL)
+	{
+		Transfer   *next = transfer->next;
+
+		launch(transfer);
+		transfer = next;
+	}
 }
 
 static void
@@ -1336,6 +1405,9 @@ reset_exchange(Transfer *transfer, OutboxExchange *exchange)
 	transfer->bound = NULL;
 	transfer->in_section = false;
 	transfer->n_header_lines = 0;
+	transfer->has_field = false;
+	transfer->inside_line = false;
+	transfer->headers_ended = false;
 	transfer->header_bytes = 0;
 	transfer->body_bytes = 0;
 	transfer->status = 0;
@@ -1369,7 +1441,11 @@ outbox_http_start(OutboxHttp *http, OutboxExchange *exchange)
 	else if (set_endpoint(transfer) != NULL)
 		end_transfer(transfer, OUTBOX_CONNECT, "transfer engine failed");
 	else
-		launch(transfer);
+	{
+		transfer->next = NULL;
+		*http->starting_end = transfer;
+		http->starting_end = &transfer->next;
+	}
 }
 
 /* Takes from libcurl what has ended. */
@@ -1426,8 +1502,17 @@ rebuild(OutboxHttp *http)
 static void
 act(OutboxHttp *http, curl_socket_t fd, uint32_t events)
 {
+	Watch	   *watch = fd == CURL_SOCKET_TIMEOUT ? NULL : watch_of(http, fd);
 	int			running;
 	int			what = 0;
+
+	if (watch != NULL && watch->wanted == 0)
+	{
+		/* the far side closes it, or says something unasked: libcurl sees that when it wants to use it again */
+		epoll_ctl(http->epoll, EPOLL_CTL_DEL, fd, NULL);
+		watch->registered = 0;
+		return;
+	}
 
 	if (events & EPOLLIN)
 		what |= CURL_CSELECT_IN;
@@ -1473,6 +1558,7 @@ outbox_http_work(OutboxHttp *http, int64_t budget)
 	sigset_t	before;
 
 	block_signals(&before);
+	launch_starting(http);
 	while (http->multi != NULL && turn(http, deadline) && now_us() < deadline)
 		;
 	restore_signals(&before);
@@ -1490,7 +1576,7 @@ outbox_http_timeout(const OutboxHttp *http)
 	int64_t		at = http->timer_at;
 	int64_t		now;
 
-	if (http->finished != NULL)
+	if (http->finished != NULL || http->starting != NULL)
 		return 0;
 	for (const Transfer *transfer = http->waiting; transfer != NULL; transfer = transfer->next)
 		if (at < 0 || waits_until(transfer) < at)
@@ -1544,6 +1630,7 @@ outbox_http_free(OutboxHttp *http)
 		return;
 	for (Transfer *transfer = http->running; transfer != NULL; transfer = transfer->next)
 		curl_multi_remove_handle(http->multi, transfer->easy);
+	free_list(http->starting);
 	free_list(http->running);
 	free_list(http->waiting);
 	free_list(http->idle);
@@ -1552,6 +1639,7 @@ outbox_http_free(OutboxHttp *http)
 		curl_multi_cleanup(http->multi);
 	if (http->epoll >= 0)
 		close(http->epoll);
+	free(http->watches);
 	free(http->user_agent);
 	free(http);
 }

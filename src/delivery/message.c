@@ -87,6 +87,7 @@ outbox_sign(OutboxSigner *signer, const char *id, int64_t timestamp, const void 
 typedef struct Lines
 {
 	OutboxRequestHeaders *headers;
+	bool		joined;			/* lines of ours: all in the first slot */
 	char	   *at;
 	char	   *end;			/* behind the block */
 	const char *error;
@@ -116,7 +117,10 @@ append_text(Lines *lines, const char *text)
 static void
 begin_line(Lines *lines, const char *name)
 {
-	lines->headers->lines[lines->headers->n++] = lines->at;
+	if (lines->joined && lines->headers->n > 0)
+		append(lines, "\r\n", 2);
+	else
+		lines->headers->lines[lines->headers->n++] = lines->at;
 	append_text(lines, name);
 	append(lines, ": ", 2);
 }
@@ -124,7 +128,15 @@ begin_line(Lines *lines, const char *name)
 static void
 end_line(Lines *lines)
 {
+	if (!lines->joined)
+		append(lines, "", 1);
+}
+
+static void
+end_joined(Lines *lines)
+{
 	append(lines, "", 1);
+	lines->joined = false;
 }
 
 static void
@@ -349,9 +361,8 @@ add_own(Lines *lines, const OutboxMessage *message)
 	}
 }
 
-/* Fixed lines at their longest: names, signatures, times, the two trace headers. */
-#define FIXED_LINES 13
-#define FIXED_SIZE (544 + OUTBOX_MAX_SECRETS * OUTBOX_SIGNATURE)
+/* Lines of ours, joined into one, at their longest: names, signatures, times, the two trace headers. */
+#define FIXED_SIZE (560 + OUTBOX_MAX_SECRETS * OUTBOX_SIGNATURE)
 
 static size_t
 text_size(const char *text)
@@ -363,7 +374,7 @@ text_size(const char *text)
 static bool
 reserve_lines(Lines *lines, const OutboxMessage *message)
 {
-	size_t		slots = FIXED_LINES + (size_t) message->n_headers + (size_t) message->n_fixed;
+	size_t		slots = 1 + (size_t) message->n_headers + (size_t) message->n_fixed;
 	size_t		bytes = FIXED_SIZE + 3 * (text_size(message->source) + text_size(message->type) + text_size(message->key)) +
 		text_size(message->content_type) + text_size(message->traceparent);
 	size_t		prefix = sizeof(OutboxRequestHeaders) + slots * sizeof(char *);
@@ -389,7 +400,7 @@ OutboxRequestHeaders *
 outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signers, int n_signers,
 					   int64_t timestamp, const unsigned char span[8], const char **error)
 {
-	Lines		lines = {0};
+	Lines		lines = {.joined = true};
 
 	if (n_signers > OUTBOX_MAX_SECRETS)
 	{
@@ -415,6 +426,7 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 			break;
 	}
 	add_trace(&lines, message, span);
+	end_joined(&lines);
 	add_own(&lines, message);
 
 	if (lines.error != NULL)

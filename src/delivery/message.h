@@ -60,7 +60,8 @@ typedef struct OutboxMessage
 } OutboxMessage;
 
 /*
- * The header lines ("Name: value", NUL-terminated each, no CR LF) of one attempt, in one malloc'd block: lines[] points into it.
+ * The header lines ("Name: value", NUL-terminated each) of one attempt, in one malloc'd block: lines[] points into it.  Those of ours (webhook-*, ce-*, Content-Type, traceparent) are one text, the
+ * first, with CR LF between them: libcurl looks through the list a dozen times for names that could be in it, but sends each text as it is.
  * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are UTF-8, percent-encoded as the
  * CloudEvents HTTP binding §3.1.3.2 demands; headers of event and subscription go out verbatim and are checked again.  Of a message whose body is an envelope, the attributes
  * are in there: id, body, headers, and in structured mode traceparent are all that is looked at.

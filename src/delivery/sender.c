@@ -272,7 +272,7 @@ is_used_up(TimestampTz begin_at)
 	return now < begin_at || now - begin_at > WORK_BUDGET_US;
 }
 
-/* Network events, outcomes, and new requests in the places that became free. True: nothing happened. */
+/* Outcomes, new requests in the places that became free, network events: so nothing that is to be sent waits for what is recorded. True: nothing happened. */
 bool
 outbox_sender_step(TimestampTz now)
 {
@@ -282,7 +282,6 @@ outbox_sender_step(TimestampTz now)
 	int			started = 0;
 	int			ended = 0;
 
-	outbox_http_work(http, NETWORK_BUDGET_US);
 	begin_at = GetCurrentTimestamp();
 	while ((ended == 0 || !is_used_up(begin_at)) && (exchange = outbox_http_finished(http)) != NULL)
 	{
@@ -300,6 +299,7 @@ outbox_sender_step(TimestampTz now)
 		OUTBOX_FAULT("send-after-start");
 		started++;
 	}
+	outbox_http_work(http, NETWORK_BUDGET_US);
 	return started == 0 && ended == 0;
 }
 

@@ -51,21 +51,22 @@ test_signature(void)
 	outbox_signer_free(NULL);
 }
 
-/* The value of a header, or NULL; *count: how often it is there. */
+/* The value of a header, or NULL; *count: how often it is there.  A text may be several lines. */
 static const char *
 find(const OutboxRequestHeaders *headers, const char *name, int *count)
 {
-	const char *value = NULL;
+	static char value[1024 * 1024];
 	size_t		size = strlen(name);
 
 	*count = 0;
 	for (int i = 0; i < headers->n; i++)
-		if (strncmp(headers->lines[i], name, size) == 0 && strncmp(headers->lines[i] + size, ": ", 2) == 0)
-		{
-			value = headers->lines[i] + size + 2;
-			(*count)++;
-		}
-	return value;
+		for (const char *line = headers->lines[i]; line != NULL; line = strchr(line, '\n') == NULL ? NULL : strchr(line, '\n') + 1)
+			if (strncmp(line, name, size) == 0 && strncmp(line + size, ": ", 2) == 0)
+			{
+				snprintf(value, sizeof(value), "%.*s", (int) strcspn(line + size + 2, "\r"), line + size + 2);
+				(*count)++;
+			}
+	return *count == 0 ? NULL : value;
 }
 
 static void
