@@ -530,7 +530,7 @@ fill_slot(TupleTableSlot *slot, const Attempt *attempt)
 	ExecStoreVirtualTuple(slot);
 }
 
-#define ATTEMPTS_AT_ONCE 500
+#define ATTEMPTS_AT_ONCE 100		/* a page of them: slots cost more to make than a WAL record for each hundred */
 
 /* All of them into the part of now, by multi-insert, with its indexes maintained. */
 static void
