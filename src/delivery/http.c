@@ -365,6 +365,13 @@ port_of(const struct sockaddr *address)
 	return -1;
 }
 
+/* NULL: not one of those that stay registered. */
+static Watch *
+watch_of(OutboxHttp *http, int fd)
+{
+	return fd <= http->max_descriptor && http->watches[fd].ours ? &http->watches[fd] : NULL;
+}
+
 /*
  * An address is about to be dialled.  CURL_SOCKET_BAD makes libcurl try the host's next address: of a mixed answer the permitted part is used.
  */
@@ -401,9 +408,10 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 static int
 on_close_socket(void *arg, curl_socket_t fd)
 {
-	OutboxHttp *http = arg;
+	Watch	   *watch = watch_of(arg, fd);
 
-	http->watches[fd].ours = false;
+	if (watch != NULL)
+		watch->ours = false;
 	return close(fd);
 }
 
@@ -556,13 +564,6 @@ on_body(char *data, size_t unit, size_t n, void *arg)
 		exchange->response_size += kept;
 	}
 	return size;
-}
-
-/* NULL: not one of those that stay registered. */
-static Watch *
-watch_of(OutboxHttp *http, int fd)
-{
-	return fd <= http->max_descriptor && http->watches[fd].ours ? &http->watches[fd] : NULL;
 }
 
 static bool
