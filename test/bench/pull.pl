@@ -1,5 +1,5 @@
 # What an event costs a consumer: pull() and ack(), beside a queue table read with SKIP LOCKED. 8 clients, 100 events a call; as they are, and while another session holds a snapshot.
-# The queue table is what people write: a bigserial, DELETE … FOR UPDATE SKIP LOCKED … RETURNING.
+# Both clients get all rows, by prepared statements. The queue table is what people write: a bigserial, DELETE … FOR UPDATE SKIP LOCKED … RETURNING.
 use strict;
 use warnings;
 
@@ -12,7 +12,7 @@ my $db = database('db');
 sql($db, "CREATE TABLE queue (id bigserial PRIMARY KEY, payload jsonb NOT NULL); SELECT outbox.subscribe('bench', ordering => 'none')");
 my $payload = literal($PAYLOAD) . '::jsonb';
 my %script = (
-	pull => "SELECT 0 AS n \\; SELECT 1 AS n, event_id, payload, token FROM outbox.pull('bench', 100) \\aset\n\\if :n\nSELECT outbox.ack('bench', NULL, ':token');\n\\endif\n",
+	pull => "\\set n 0\nSELECT event_id, payload, token, 1 AS n FROM outbox.pull('bench', 100) \\aset\n\\if :n\nSELECT outbox.ack('bench', NULL, :token);\n\\endif\n",
 	queue => "WITH next AS (SELECT id FROM queue ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED) DELETE FROM queue USING next WHERE queue.id = next.id RETURNING queue.*;\n");
 
 # 8 clients make the calls that take all events, if each finds a hundred; left(): how many were left after that
@@ -24,7 +24,7 @@ sub drain
 	print $out $script{$name};
 	close $out;
 	my $began = time;
-	command($name, 'pgbench', '-n', '-c', $clients, '-j', 2, '-t', $calls, '-f', $file, $db);
+	command($name, 'pgbench', '-n', '-M', 'prepared', '-c', $clients, '-j', 2, '-t', $calls, '-f', $file, $db);
 	my $seconds = time - $began;
 	return ($n - $left->()) / $seconds;
 }
