@@ -1,5 +1,6 @@
 # What sick receivers cost the healthy: 1,000 subscriptions, of which none, one, or a hundred are dead; 500 events a second, one subscription each.
 # Of the dead, a third each refuses connections, never answers, or answers 500; the first hundred, sick or not, also get a burst of a thousand events each round.
+use strict;
 use warnings;
 
 use Outbox::Bench;
