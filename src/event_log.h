@@ -67,6 +67,8 @@ typedef struct OutboxEvent
 	bool		unreadable;		/* careful scan: the row could not be read; only id, xid, created_at are set */
 } OutboxEvent;
 
+#define OUTBOX_PING_TYPE "outbox.ping"	/* a test event, for one subscription only, named in its payload */
+
 typedef struct OutboxLog OutboxLog;
 
 /*

@@ -99,6 +99,17 @@ outbox_snapshot_sees(const OutboxSnapshot *snapshot, uint64 xid)
 	return bsearch(&xid, snapshot->xip, snapshot->nxip, sizeof(uint64), compare_xids) == NULL;
 }
 
+bool
+outbox_snapshot_includes(const OutboxSnapshot *later, const OutboxSnapshot *earlier)
+{
+	if (earlier->xmax > later->xmax)
+		return false;
+	for (uint32 i = 0; i < later->nxip; i++)
+		if (outbox_snapshot_sees(earlier, later->xip[i]))
+			return false;
+	return true;
+}
+
 Datum
 outbox_snapshot_to_datum(const OutboxSnapshot *snapshot)
 {

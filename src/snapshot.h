@@ -36,6 +36,9 @@ extern PGDLLEXPORT OutboxSnapshot *outbox_snapshot_take(Snapshot mvcc, pg_atomic
 /* Was this transaction, known to be committed now, visible then?  NULL stands for the empty snapshot: false. */
 extern PGDLLEXPORT bool outbox_snapshot_sees(const OutboxSnapshot *snapshot, uint64 xid);
 
+/* Was everything that `earlier` sees visible in `later` too?  False also when that cannot be told. */
+extern PGDLLEXPORT bool outbox_snapshot_includes(const OutboxSnapshot *later, const OutboxSnapshot *earlier);
+
 /* To and from type pg_snapshot (palloc'd varlena); next and clock travel beside it as xid8 and bigint. */
 extern PGDLLEXPORT Datum outbox_snapshot_to_datum(const OutboxSnapshot *snapshot);
 extern PGDLLEXPORT OutboxSnapshot *outbox_snapshot_from_datum(Datum pg_snapshot, uint64 next, uint64 clock);

@@ -223,6 +223,7 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 	uint64		seen = 0;
 	bool		whole = true;
 
+	position.inside = false;	/* what lies before it in its chunk is no part of the gap */
 	if (position.partial && position.restored == 0)
 	{
 		OutboxPosition late = {.base = position.upper, .upper = position.upper};
@@ -242,7 +243,7 @@ look_through(OutboxLane *lane, Gap *gap, OutboxLog *log, const pg_uuid_t *bound)
 static void
 give_up(OutboxLane *lane, OutboxLog *log, const pg_uuid_t *bound, const char *reason)
 {
-	OutboxPosition from = lane->position;
+	OutboxPosition from = outbox_lane_position(lane);
 	OutboxPosition to = {.base = from.base, .upper = work->newest, .partial = true, .after = *bound};
 	Gap			found = {.subscription = lane->subscription->id, .reason = reason, .from = from};
 	Gap		   *gap;

@@ -1,5 +1,5 @@
 /*
- * Dispatch: routing, turns and outcomes.
+ * Dispatch: events in, turns, and outcomes.
  *
  * Guarantees that an event is offered to every lane that wants it, that lanes take turns, so that a long queue never starves a short one, that no lane sends more than its
  * max_in_flight, and that an outcome leaves a trace in the ledger before its item is forgotten.
@@ -8,33 +8,21 @@
  */
 #include "postgres.h"
 
-#include "common/hashfn.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "storage/procsignal.h"
-#include "utils/hsearch.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "batch.h"
 #include "dispatch.h"
-#include "event_id.h"
+#include "routing.h"
+#include "status.h"
 
 #define STREAK_NOTED_AFTER (INT64CONST(60) * USECS_PER_SEC)	/* a streak of failures that has lasted so long is written down */
 #define STREAK_GRACE USECS_PER_HOUR /* one that was read back must go on for as long before it counts */
 #define DISABLE_ATTEMPTS 10		/* failures in a row that disable_after asks for, beside the time */
 
-/* The lanes that ask for one tenant's events. */
-typedef struct TenantEntry
-{
-	uint64		hash;
-	List	   *lanes;
-} TenantEntry;
-
 static OutboxDatabase *database;
-static MemoryContext index_context;
-static HTAB *tenants;			/* in index_context */
-static List *any_tenant;		/* in index_context: lanes that every event must be offered to */
 static dlist_head to_fetch = DLIST_STATIC_INIT(to_fetch);
 static int	total_in_flight = 0;
 
@@ -46,60 +34,6 @@ outbox_dispatch_init(OutboxDatabase *of)
 }
 
 /* ---- configuration ---- */
-
-static uint64
-tenant_hash(const char *tenant)
-{
-	return hash_bytes_extended((const unsigned char *) tenant, strlen(tenant), 0);
-}
-
-/* Which lanes an event must be offered to.  A lane with earlier rules is offered everything until they are history. */
-void
-outbox_dispatch_reindex(void)
-{
-	HASHCTL		control = {.keysize = sizeof(uint64), .entrysize = sizeof(TenantEntry)};
-	List	   *lanes = outbox_lane_all();
-	ListCell   *cell;
-	MemoryContext old;
-
-	if (index_context != NULL)
-		MemoryContextDelete(index_context);
-	index_context = AllocSetContextCreate(TopMemoryContext, "outbox routing", ALLOCSET_DEFAULT_SIZES);
-	control.hcxt = index_context;
-	tenants = hash_create("outbox tenants", 128, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	any_tenant = NIL;
-
-	old = MemoryContextSwitchTo(index_context);
-	foreach(cell, lanes)
-	{
-		OutboxLane *lane = lfirst(cell);
-		OutboxSubscription *subscription = lane->subscription;
-
-		if (subscription->match.tenant == NULL || subscription->n_earlier > 0)
-			any_tenant = lappend(any_tenant, lane);
-		else
-		{
-			uint64		hash = tenant_hash(subscription->match.tenant);
-			bool		found;
-			TenantEntry *tenant = hash_search(tenants, &hash, HASH_ENTER, &found);
-
-			tenant->lanes = lappend(found ? tenant->lanes : NIL, lane);
-		}
-	}
-	MemoryContextSwitchTo(old);
-}
-
-static void
-tell_breaker(OutboxLane *lane)
-{
-	TimestampTz at = lane->breaker.state == OUTBOX_BREAKER_CLOSED ? 0 : lane->breaker.probe_at;
-
-	if (lane->status == NULL || (lane->status->breaker_open_until == at && lane->status->next_probe_at == at))
-		return;
-	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
-	lane->status->breaker_open_until = lane->status->next_probe_at = at;
-	LWLockRelease(&database->lock);
-}
 
 /* Another endpoint, or somebody who says that it is well again: what is known of its failures is of no use any more. */
 static void
@@ -119,7 +53,7 @@ revise_breaker(OutboxLane *lane, const OutboxSubscription *before, const OutboxS
 	}
 	else if (before->breaker.probe != now->breaker.probe || before->breaker.max != now->breaker.max)
 		outbox_breaker_retime(&lane->breaker, &now->breaker, GetCurrentTimestamp());
-	tell_breaker(lane);
+	outbox_status_breaker(database, lane);
 }
 
 /* A lane that is new to this worker: the breaker begins closed, and the time before the worker started is not held against the endpoint alone. */
@@ -132,7 +66,7 @@ begin_breaker(OutboxLane *lane)
 	lane->streak_noted = subscription->failing_since != 0;
 	if (lane->streak_noted)
 		lane->streak.since = Max(subscription->failing_since, GetCurrentTimestamp() - subscription->disable_after + grace);
-	tell_breaker(lane);
+	outbox_status_breaker(database, lane);
 }
 
 static void
@@ -186,7 +120,7 @@ outbox_dispatch_configure(List *subscriptions, List **added)
 		if (!lane->present)
 			outbox_lane_drop(lane);
 	}
-	outbox_dispatch_reindex();
+	outbox_routing_index(outbox_lane_all());
 }
 
 /* ---- exceptions read back ---- */
@@ -302,25 +236,11 @@ outbox_dispatch_route(OutboxChunk *chunk, uint64 offset)
 {
 	for (int i = 0; i < chunk->n; i++)
 	{
-		const OutboxEvent *event = &chunk->events[i].event;
-		ListCell   *cell;
-
 		/* many subscriptions take long; another database's DROP DATABASE must not wait for that */
 		if (ProcSignalBarrierPending)
 			ProcessProcSignalBarrier();
 		outbox_lane_head_at(offset + i);
-		foreach(cell, event->unreadable ? outbox_lane_all() : any_tenant)
-			offer(lfirst(cell), chunk, i);
-		if (event->tenant != NULL)
-		{
-			uint64		hash = tenant_hash(event->tenant);
-			TenantEntry *tenant = hash_search(tenants, &hash, HASH_FIND, NULL);
-
-			if (tenant == NULL)
-				continue;
-			foreach(cell, tenant->lanes)
-				offer(lfirst(cell), chunk, i);
-		}
+		outbox_routing_visit(chunk, i, offer);
 	}
 	outbox_lane_head_at(offset + chunk->n);
 }
@@ -331,15 +251,36 @@ outbox_dispatch_fetching(void)
 	return !dlist_is_empty(&to_fetch);
 }
 
+/* Is this event for a lane that reads for itself, and not in it already? */
+static bool
+is_for(OutboxLane *lane, OutboxChunk *chunk, int index)
+{
+	const OutboxEvent *event = &chunk->events[index].event;
+
+	return !outbox_lane_is_before_start(lane, event->xid) &&
+		outbox_subscription_wants(lane->subscription, chunk, index) &&
+		!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id);
+}
+
 void
 outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk)
 {
-	for (int i = 0; i < chunk->n; i++)
-	{
-		const OutboxEvent *event = &chunk->events[i].event;
+	int			i = outbox_chunk_index(chunk, &lane->position);
 
-		if (outbox_subscription_wants(lane->subscription, chunk, i) &&
-			!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id))
+	if (i == chunk->n && outbox_chunk_ends_before(chunk, &lane->position))
+	{
+		/* it was read again, and has become shorter: what follows is read from here */
+		lane->position.inside = false;
+		return;
+	}
+	if (!outbox_subscription_may_want(lane->subscription, chunk))
+	{
+		lane->offset += chunk->n - i;
+		i = chunk->n;
+	}
+	for (; i < chunk->n; i++)
+	{
+		if (is_for(lane, chunk, i))
 		{
 			if (!outbox_lane_has_room(lane))
 			{
@@ -544,22 +485,6 @@ disable(OutboxLane *lane)
 }
 
 static void
-tell(OutboxLane *lane, const OutboxExchange *exchange, TimestampTz now)
-{
-	if (lane->status == NULL)
-		return;
-	if (exchange->outcome == OUTBOX_DELIVERED)
-		lane->status->last_success_at = now;
-	else
-	{
-		LWLockAcquire(&database->lock, LW_EXCLUSIVE);
-		lane->status->last_error_at = now;
-		strlcpy(lane->status->last_error, exchange->error, sizeof(lane->status->last_error));
-		LWLockRelease(&database->lock);
-	}
-}
-
-static void
 carry_out(OutboxItem *item, const OutboxExchange *exchange, const OutboxVerdict *verdict)
 {
 	OutboxLane *lane = item->lane;
@@ -694,7 +619,7 @@ judge_endpoint(OutboxLane *lane, const OutboxExchange *exchange, bool splits, bo
 	if (!outbox_breaker_judge(&lane->breaker, &subscription->breaker, evidence, probe, now, asked,
 							  pg_prng_double(&pg_global_prng_state), subscription->max_in_flight))
 		return;
-	tell_breaker(lane);
+	outbox_status_breaker(database, lane);
 	outbox_lane_delist(lane);
 	if (lane->breaker.state != OUTBOX_BREAKER_CLOSED)
 		outbox_lane_shed(lane);	/* its events wait in the log */
@@ -724,7 +649,7 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 	}
 
 	log_attempts(items, n, exchange);
-	tell(lane, exchange, now);
+	outbox_status_exchange(database, lane, exchange, now);
 	if (exchange->outcome == OUTBOX_GONE)
 	{
 		if (any_is_wanted(items, n))
@@ -769,14 +694,14 @@ outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64
 		return;
 	}
 	outbox_ledger_attempt(lane->subscription->id, &item->id, item->attempts, item->started_at, exchange, item->replayed, false);
-	tell(lane, exchange, now);
+	outbox_status_exchange(database, lane, exchange, now);
 	if (item->withdrawn)
 		outbox_item_finish(item);
 	else
 		carry_out(item, exchange, &verdict);
 }
 
-/* ---- cursors and status ---- */
+/* ---- cursors ---- */
 
 bool
 outbox_dispatch_pass_overtaken(TimestampTz now)
@@ -792,62 +717,4 @@ outbox_dispatch_pass_overtaken(TimestampTz now)
 			young |= outbox_lane_pass_overtaken(lane, now, false);
 	}
 	return young;
-}
-
-/* When the oldest event that waits in a lane entered the log (a scheduled one, when it was due); 0: none waits. */
-static TimestampTz
-oldest_in_log(OutboxLane *lane)
-{
-	if (!dlist_is_empty(&lane->outstanding))
-	{
-		const OutboxItem *first = dlist_container(OutboxItem, outstanding, lane->outstanding.head.next);
-
-		return outbox_event_id_time(&first->log_id);
-	}
-	if (lane->at_head || lane->position.base == NULL)
-		return 0;
-	if (lane->position.partial)
-		return outbox_event_id_time(&lane->position.after);
-	return lane->position.base->at;
-}
-
-/* What an exception adds to the state of its lane. */
-static void
-publish_exception(OutboxItem *item)
-{
-	OutboxLaneStatus *status = item->lane->status;
-	TimestampTz at = outbox_event_id_time(&item->log_id);
-
-	if (status == NULL || item->state == OUTBOX_ITEM_HELD)
-		return;
-	/* who gets old events once more does not lag behind */
-	if (!item->replayed && (status->oldest_at == 0 || at < status->oldest_at))
-		status->oldest_at = at;
-	if (item->keyed && item->state == OUTBOX_ITEM_RETRY)
-		status->blocked_keys++;
-}
-
-void
-outbox_dispatch_publish(void)
-{
-	List	   *lanes = outbox_lane_all();
-	ListCell   *cell;
-
-	LWLockAcquire(&database->lock, LW_EXCLUSIVE);
-	foreach(cell, lanes)
-	{
-		OutboxLane *lane = lfirst(cell);
-		OutboxLaneStatus *status = lane->status;
-
-		if (status == NULL)
-			continue;
-		status->in_flight = lane->in_flight;
-		status->exceptions = lane->n_rows;
-		status->blocked_keys = 0;
-		status->at_head = lane->at_head && lane->n_outstanding == 0;
-		status->offset = outbox_lane_offset(lane);
-		status->oldest_at = oldest_in_log(lane);
-	}
-	outbox_item_each_exception(publish_exception);
-	LWLockRelease(&database->lock);
 }

@@ -16,9 +16,6 @@ extern void outbox_dispatch_init(OutboxDatabase *database);
 /* Takes over a freshly loaded list; lanes of missing subscriptions are dropped. New lanes are appended to *added. */
 extern void outbox_dispatch_configure(List *subscriptions, List **added);
 
-/* Subscriptions changed what they match. */
-extern void outbox_dispatch_reindex(void);
-
 /* Exceptions read back: at start, and after an operator changed some (then those that vanished are dropped). */
 extern void outbox_dispatch_exceptions(const OutboxException *exceptions, int n);
 
@@ -50,12 +47,9 @@ extern int	outbox_dispatch_in_flight(void);	/* requests */
 /* The same for a lease: how it was settled; retry_in: microseconds until the next attempt, if there is one, -1: as the retry policy says. */
 extern void outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64 retry_in, TimestampTz now);
 
-/* ---- cursors and status ---- */
+/* ---- cursors ---- */
 
 /* Notes rows for items that were overtaken, so that cursors can pass them. True: for some it is too early yet. */
 extern bool outbox_dispatch_pass_overtaken(TimestampTz now);
-
-/* Publishes the lanes' state for views. */
-extern void outbox_dispatch_publish(void);
 
 #endif							/* OUTBOX_DISPATCH_H */

@@ -350,6 +350,46 @@ watch_room(OutboxLane *lane)
 		dlist_delete(&lane->tight_node);
 }
 
+static void
+forget_start(OutboxLane *lane)
+{
+	if (lane->own_start != NULL)
+		outbox_tick_unpin(lane->own_start);
+	lane->own_start = NULL;
+}
+
+void
+outbox_lane_begin(OutboxLane *lane, const OutboxPosition *position, OutboxTick *own)
+{
+	forget_start(lane);
+	outbox_position_set(&lane->position, position);
+	lane->own_start = own;
+}
+
+bool
+outbox_lane_is_before_start(const OutboxLane *lane, uint64 xid)
+{
+	return lane->own_start != NULL && lane->position.base->number == 0 && outbox_snapshot_sees(lane->own_start->snapshot, xid);
+}
+
+/* Cursors, and whatever else is written down of a position, know nothing of shared starts.  What the lane has passed is the same either way. */
+static OutboxPosition
+from_own_start(const OutboxLane *lane, OutboxPosition position)
+{
+	if (lane->own_start == NULL || position.base->number != 0)
+		return position;
+	if (position.upper == position.base)
+		position.upper = lane->own_start;
+	position.base = lane->own_start;
+	return position;
+}
+
+OutboxPosition
+outbox_lane_position(const OutboxLane *lane)
+{
+	return from_own_start(lane, lane->position);
+}
+
 void
 outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position)
 {
@@ -373,6 +413,8 @@ outbox_lane_attach(OutboxLane *lane)
 	lane->at_head = true;
 	lane->need_settled = false;
 	outbox_position_clear(&lane->position);
+	if (lane->n_outstanding == 0)	/* else it may yet give something back */
+		forget_start(lane);
 	if (lane->slow && TimestampDifferenceExceeds(lane->fell_at, GetCurrentTimestamp(), SLOW_FOR_MS))
 		lane->slow = false;
 	watch_room(lane);
@@ -959,6 +1001,7 @@ outbox_lane_free(OutboxLane *lane)
 {
 	outbox_position_clear(&lane->position);
 	outbox_position_clear(&lane->written);
+	forget_start(lane);
 	outbox_subscription_unpin(lane->subscription);
 	pfree(lane);
 }
@@ -970,12 +1013,12 @@ outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position)
 	{
 		const OutboxItem *first = dlist_container(OutboxItem, outstanding, lane->outstanding.head.next);
 
-		*position = outbox_chunk_before(first->chunk, first->index);
+		*position = from_own_start(lane, outbox_chunk_before(first->chunk, first->index));
 		return true;
 	}
 	if (lane->at_head)
 		return false;
-	*position = lane->position;
+	*position = outbox_lane_position(lane);
 	return true;
 }
 

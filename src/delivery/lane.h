@@ -80,6 +80,7 @@ struct OutboxLane
 	bool		present;		/* in the configuration that is being taken over */
 	TimestampTz fell_at;
 	OutboxPosition position;	/* how far it has read, unless at_head */
+	OutboxTick *own_start;		/* position.base is the start of another one, which sees less; NULL: it is its own */
 	uint64		not_before;		/* a window from its start may only end at a later tick than this one */
 	uint64		offset;			/* events passed, unless at_head */
 
@@ -157,6 +158,15 @@ extern TimestampTz outbox_lane_next_wake(void);
 /* The lane has read all that the head has, and follows it from now on; or it no longer does, and stays at this position. */
 extern void outbox_lane_attach(OutboxLane *lane);
 extern void outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position);
+
+/* Where a lane that reads for itself is, as who knows nothing of shared starts must know it. */
+extern OutboxPosition outbox_lane_position(const OutboxLane *lane);
+
+/* Begins at this position, whose base is a start that others share; own: what it really starts from, pinned by the caller, who gives that pin away. */
+extern void outbox_lane_begin(OutboxLane *lane, const OutboxPosition *position, OutboxTick *own);
+
+/* Did the lane's own start see what this transaction wrote, though its position's base did not? */
+extern bool outbox_lane_is_before_start(const OutboxLane *lane, uint64 xid);
 
 /* The head is at this offset. How many events of the log are behind a lane. */
 extern void outbox_lane_head_at(uint64 offset);

@@ -21,7 +21,9 @@
 #include "ledger.h"
 #include "recorder.h"
 #include "restore.h"
+#include "routing.h"
 #include "settings.h"
+#include "status.h"
 #include "work.h"
 
 #define RECORD_MS 25			/* outcomes wait at most this long … */
@@ -96,7 +98,7 @@ forget_history(void)
 			forgotten = true;
 	}
 	if (forgotten)
-		outbox_dispatch_reindex();
+		outbox_routing_index(outbox_lane_all());
 }
 
 /* Writes what was noted, and with a checkpoint the cursors that it allows, in one transaction. */
@@ -209,7 +211,7 @@ outbox_recorder_step(TimestampTz now)
 	if (checkpoint)
 	{
 		young = outbox_dispatch_pass_overtaken(now);
-		outbox_dispatch_publish();
+		outbox_status_publish(work->database);
 	}
 	if (checkpoint || work->want_resync || outbox_ledger_pending() >= RECORD_NOTES ||
 		(work->noted_at != 0 && TimestampDifferenceExceeds(work->noted_at, now, RECORD_MS)))

@@ -206,7 +206,7 @@ is_wanted(const Replay *replay, const OutboxSubscription *subscription, const Ou
 
 	today.n_earlier = 0;
 	today.has_start_after = false;
-	if (event->unreadable || strcmp(event->type, "outbox.ping") == 0 || !outbox_subscription_wants(&today, &alone, 0))
+	if (event->unreadable || strcmp(event->type, OUTBOX_PING_TYPE) == 0 || !outbox_subscription_wants(&today, &alone, 0))
 		return false;
 	if (replay->types == NULL)
 		return true;

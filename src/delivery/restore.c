@@ -15,6 +15,7 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -24,6 +25,7 @@
 #include "backlog.h"
 #include "cursors.h"
 #include "dispatch.h"
+#include "event_id.h"
 #include "event_log.h"
 #include "fault.h"
 #include "ledger.h"
@@ -90,6 +92,49 @@ start_tick(const OutboxSubscription *subscription, int64 epoch)
 }
 
 /*
+ * Starts that are near each other are shared, so that those who begin there read together: the earliest of them is the base, and each lane leaves out what its own start saw.  A lane so
+ * goes through at most half as much again as it would have to, or a second.
+ */
+static OutboxTick *shared_start = NULL; /* while lanes are placed: the last one */
+
+static bool
+is_near(const OutboxSnapshot *shared, const OutboxSnapshot *own)
+{
+	uint64		second = outbox_event_id_clock_at(USECS_PER_SEC) - outbox_event_id_clock_at(0);
+	uint64		now = pg_atomic_read_u64(&work->database->clock);
+
+	return own->clock >= shared->clock && own->clock - shared->clock <= Max(second, (now - Min(now, own->clock)) / 2) &&
+		outbox_snapshot_includes(own, shared);
+}
+
+static void
+forget_shared_start(void)
+{
+	if (shared_start != NULL)
+		outbox_tick_unpin(shared_start);
+	shared_start = NULL;
+}
+
+/* Takes over the pin of `own`; returns what to begin at, pinned, and leaves *own NULL if it is that. */
+static OutboxTick *
+share_start(OutboxTick **own)
+{
+	OutboxTick *start = *own;
+
+	if (start->snapshot == NULL)
+	{
+		*own = NULL;
+		return start;
+	}
+	if (shared_start != NULL && is_near(shared_start->snapshot, start->snapshot))
+		return outbox_tick_pin(shared_start);
+	forget_shared_start();
+	shared_start = outbox_tick_pin(start);
+	*own = NULL;
+	return start;
+}
+
+/*
  * Where a subscription without a cursor begins.  A window from its own start ends with a tick that was taken after we learned of it, and so sees what that
  * start saw.
  */
@@ -97,9 +142,10 @@ static void
 place_at_start(OutboxLane *lane)
 {
 	const OutboxSubscription *subscription = lane->subscription;
+	OutboxTick *own = start_tick(subscription, work->epoch);
 	OutboxPosition start = {0};
 
-	start.base = start.upper = start_tick(subscription, work->epoch);
+	start.base = start.upper = share_start(&own);
 	lane->not_before = pg_atomic_read_u64(&work->database->tick);
 	lane->offset = work->head_offset;
 	if (start.base == outbox_tick_nothing())
@@ -110,48 +156,80 @@ place_at_start(OutboxLane *lane)
 		start.upper = work->newest;
 		start.after = subscription->start_after;
 	}
-	outbox_position_set(&lane->position, &start);
+	outbox_lane_begin(lane, &start, own);
 	outbox_tick_unpin(start.base);
+}
+
+static int
+compare_starts(const ListCell *a, const ListCell *b)
+{
+	const OutboxSnapshot *left = ((OutboxLane *) lfirst(a))->subscription->start;
+	const OutboxSnapshot *right = ((OutboxLane *) lfirst(b))->subscription->start;
+	uint64		first = left == NULL ? 0 : left->clock;
+	uint64		second = right == NULL ? 0 : right->clock;
+
+	return first < second ? -1 : first > second;
+}
+
+static void
+place_all_at_start(List *lanes)
+{
+	ListCell   *cell;
+
+	list_sort(lanes, compare_starts);
+	foreach(cell, lanes)
+		place_at_start(lfirst(cell));
+	forget_shared_start();
 }
 
 /* The ticks that cursors refer to, each loaded once, so that those who stand at the same place read together. */
 typedef struct LoadedTick
 {
-	int64		epoch;
-	uint64		number;
+	struct
+	{
+		int64		epoch;
+		uint64		number;
+	}			id;
 	OutboxTick *tick;
 } LoadedTick;
 
-static List *loaded_ticks = NIL;	/* while positions are restored; each pinned once for this list */
+static HTAB *loaded_ticks = NULL;	/* while positions are restored; each pinned once for this table */
 
 static OutboxTick *
 load_tick(int64 epoch, uint64 number)
 {
+	LoadedTick	wanted = {.id = {epoch, number}};
 	LoadedTick *loaded;
-	ListCell   *cell;
 
-	foreach(cell, loaded_ticks)
+	if (loaded_ticks == NULL)
 	{
-		loaded = lfirst(cell);
-		if (loaded->epoch == epoch && loaded->number == number)
-			return outbox_tick_pin(loaded->tick);
+		HASHCTL		control = {.keysize = sizeof(wanted.id), .entrysize = sizeof(LoadedTick), .hcxt = CurrentMemoryContext};
+
+		loaded_ticks = hash_create("outbox loaded ticks", 128, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	loaded = palloc(sizeof(LoadedTick));
-	loaded->epoch = epoch;
-	loaded->number = number;
-	loaded->tick = outbox_cursors_load_tick(epoch, number);
-	loaded_ticks = lappend(loaded_ticks, loaded);
+	loaded = hash_search(loaded_ticks, &wanted.id, HASH_FIND, NULL);
+	if (loaded == NULL)
+	{
+		wanted.tick = outbox_cursors_load_tick(epoch, number);
+		loaded = hash_search(loaded_ticks, &wanted.id, HASH_ENTER, NULL);
+		loaded->tick = wanted.tick;
+	}
 	return outbox_tick_pin(loaded->tick);
 }
 
 static void
 forget_loaded_ticks(void)
 {
-	ListCell   *cell;
+	HASH_SEQ_STATUS scan;
+	LoadedTick *loaded;
 
-	foreach(cell, loaded_ticks)
-		outbox_tick_unpin(((LoadedTick *) lfirst(cell))->tick);
-	loaded_ticks = NIL;
+	if (loaded_ticks == NULL)
+		return;
+	hash_seq_init(&scan, loaded_ticks);
+	while ((loaded = hash_seq_search(&scan)) != NULL)
+		outbox_tick_unpin(loaded->tick);
+	hash_destroy(loaded_ticks);
+	loaded_ticks = NULL;
 }
 
 /* The position of a cursor of some epoch; the caller unpins its ticks. */
@@ -234,6 +312,7 @@ load_subscriptions(void)
 void
 outbox_restore_reload(void)
 {
+	List	   *beginners = NIL;
 	ListCell   *cell;
 
 	if (!outbox_work_begin("loading subscriptions"))
@@ -254,8 +333,9 @@ outbox_restore_reload(void)
 			OutboxLane *lane = lfirst(cell);
 
 			if (!lane->at_head && lane->position.base == NULL)
-				place_at_start(lane);
+				beginners = lappend(beginners, lane);
 		}
+		place_all_at_start(beginners);
 		outbox_replay_load();
 		OUTBOX_FAULT("reload-before-commit");
 		work->want_reload = false;
@@ -358,6 +438,7 @@ restore_positions(void)
 	int			n;
 	OutboxCursor *cursors = outbox_cursors_load(work->epoch, &n);
 	const OutboxCursor *at = find_cursor(cursors, n, 0);
+	List	   *beginners = NIL;
 	List	   *dumped = NIL;
 	ListCell   *cell;
 
@@ -380,8 +461,9 @@ restore_positions(void)
 		else if (lane->subscription->start_epoch != work->epoch)
 			dumped = lappend(dumped, lane);
 		else
-			place_at_start(lane);
+			beginners = lappend(beginners, lane);
 	}
+	place_all_at_start(beginners);
 	if (dumped != NIL)
 		restore_all_dumped(dumped);
 	forget_loaded_ticks();

@@ -20,9 +20,6 @@
 #include "vault.h"
 #include "subscription.h"
 
-/* The type of a test event that goes to one subscription only, named in its payload (outbox.ping). */
-#define PING_TYPE "outbox.ping"
-
 static const char load_query[] =
 "SELECT s.id, s.name, s.state = 'active', s.ordering = 'key', s.on_dead = 'block', s.max_in_flight, s.max_blocked,"
 "       s.url, s.network = 'private', s.ports,"
@@ -228,6 +225,21 @@ wipe(void *arg)
 		outbox_vault_wipe(subscription->header_lines, subscription->header_size);
 }
 
+/* What routing goes by. */
+static void
+hash_match(OutboxMatch *match)
+{
+	match->exact = true;
+	match->type_hashes = palloc(Max(match->n_types, 1) * sizeof(uint64));
+	for (int i = 0; i < match->n_types; i++)
+	{
+		match->exact &= strchr(match->types[i], '*') == NULL;
+		match->type_hashes[i] = outbox_chunk_hash(match->types[i]);
+	}
+	if (match->tenant != NULL)
+		match->tenant_hash = outbox_chunk_hash(match->tenant);
+}
+
 static OutboxSubscription *
 load_one(int64 epoch, int row)
 {
@@ -255,6 +267,7 @@ load_one(int64 epoch, int row)
 	subscription->match.types = strings(row, 21, &subscription->match.n_types);
 	subscription->match.tenant = string(row, 22);
 	subscription->match.filter = path(row, 41);
+	hash_match(&subscription->match);
 	subscription->start_epoch = integer(row, 23);
 	subscription->start = snapshot(row, 24);
 	after = column(row, 27, &null);
@@ -539,7 +552,7 @@ outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *c
 	/* nobody knows whose it was: it is a dead letter for everybody */
 	if (event->unreadable)
 		return true;
-	if (strcmp(event->type, PING_TYPE) == 0)
+	if (strcmp(event->type, OUTBOX_PING_TYPE) == 0)
 		return is_pinged(subscription, event);
 
 	for (int i = 0; i < subscription->n_earlier; i++)
@@ -556,4 +569,23 @@ outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *c
 	if (match->tenant != NULL && (event->tenant == NULL || strcmp(match->tenant, event->tenant) != 0))
 		return false;
 	return is_of_type(match, event->type) && (match->filter == NULL || fulfils(match->filter, chunk, index));
+}
+
+bool
+outbox_subscription_may_want(const OutboxSubscription *subscription, const OutboxChunk *chunk)
+{
+	const OutboxMatch *match = &subscription->match;
+
+	if (chunk->for_all || subscription->n_earlier > 0)
+		return true;
+	if (match->tenant != NULL && !outbox_digest_may_have(&chunk->tenants, match->tenant_hash))
+		return false;
+	if (!match->exact)
+		return true;
+	for (int i = 0; i < match->n_types; i++)
+	{
+		if (outbox_digest_may_have(&chunk->types, match->type_hashes[i]))
+			return true;
+	}
+	return false;
 }

@@ -16,7 +16,10 @@ typedef struct OutboxMatch
 {
 	char	  **types;
 	int			n_types;
+	bool		exact;			/* none of them has an asterisk … */
+	uint64	   *type_hashes;	/* … and these are theirs (outbox_chunk_hash) */
 	char	   *tenant;			/* NULL: every tenant's events */
+	uint64		tenant_hash;
 	JsonPath   *filter;			/* NULL: whatever the payload */
 	OutboxSnapshot *until;
 } OutboxMatch;
@@ -81,5 +84,8 @@ extern bool outbox_subscription_forget(OutboxSubscription *subscription, const O
 
 /* Is this event of a chunk for it? Does not look at positions.  Raises nothing; a filter that fails on the event counts as no. */
 extern bool outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *chunk, int index);
+
+/* Could one of the chunk's events be?  False: surely none. */
+extern bool outbox_subscription_may_want(const OutboxSubscription *subscription, const OutboxChunk *chunk);
 
 #endif							/* OUTBOX_SUBSCRIPTION_H */

@@ -224,13 +224,65 @@ outbox_chunk_before(const OutboxChunk *chunk, int i)
 
 	if (i == 0)
 		return position;
+	position.inside = true;
+	position.begun_partial = position.partial;
+	position.begun_after = position.after;
 	position.upper = chunk->to.upper;
 	position.partial = true;
 	position.after = chunk->events[i - 1].event.log_id;
 	return position;
 }
 
+int
+outbox_chunk_index(const OutboxChunk *chunk, const OutboxPosition *position)
+{
+	int			low = 0;
+	int			high = chunk->n;
+
+	if (!position->inside)
+		return 0;
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+
+		if (memcmp(&chunk->events[middle].event.log_id, &position->after, sizeof(pg_uuid_t)) <= 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+bool
+outbox_chunk_ends_before(const OutboxChunk *chunk, const OutboxPosition *position)
+{
+	return position->inside && chunk->to.partial && memcmp(&chunk->to.after, &position->after, sizeof(pg_uuid_t)) < 0;
+}
+
+uint64
+outbox_chunk_hash(const char *name)
+{
+	return hash_bytes_extended((const unsigned char *) name, strlen(name), 0);
+}
+
 /* ---- the cache ---- */
+
+/* Where the chunk begins that somebody at this position is at the beginning or in the middle of. */
+static OutboxPosition
+beginning(const OutboxPosition *position)
+{
+	OutboxPosition begin = *position;
+
+	if (position->inside)
+	{
+		begin.partial = position->begun_partial;
+		begin.after = position->begun_after;
+		begin.inside = false;
+		if (!begin.partial)
+			begin.upper = begin.base;
+	}
+	return begin;
+}
 
 static void
 free_chunk(OutboxChunk *chunk)
@@ -367,10 +419,14 @@ outbox_chunk_unpin(OutboxChunk *chunk)
 OutboxChunk *
 outbox_chunk_find(const OutboxPosition *position, bool settled)
 {
-	Place		place = place_of(position);
+	OutboxPosition begin = beginning(position);
+	Place		place = place_of(&begin);
 	PlaceEntry *entry = places == NULL ? NULL : hash_search(places, &place, HASH_FIND, NULL);
 
 	if (entry == NULL || (settled && !entry->chunk->settled_known))
+		return NULL;
+	/* of another window: that may have events before this position which this window has not */
+	if (position->inside && entry->chunk->to.upper != position->upper)
 		return NULL;
 	dlist_move_head(&cache, &entry->chunk->node);
 	return outbox_chunk_pin(entry->chunk);
@@ -432,6 +488,11 @@ work_out(OutboxLoggedEvent *logged)
 	uuid_text(&logged->event.id, logged->id_text);
 	if (logged->event.key != NULL)
 		logged->key_hash = hash_bytes_extended((unsigned char *) logged->event.key, strlen(logged->event.key), 0);
+	logged->for_all = logged->event.unreadable || strcmp(logged->event.type, OUTBOX_PING_TYPE) == 0;
+	if (logged->event.type != NULL)
+		logged->type_hash = outbox_chunk_hash(logged->event.type);
+	if (logged->event.tenant != NULL)
+		logged->tenant_hash = outbox_chunk_hash(logged->event.tenant);
 	logged->utf8 = true;
 	logged->type = to_utf8(logged, logged->event.type);
 	logged->key = to_utf8(logged, logged->event.key);
@@ -441,6 +502,14 @@ work_out(OutboxLoggedEvent *logged)
 	if (logged->event.json)
 		logged->body = outbox_utf8(logged->body, &logged->body_size, &logged->utf8);
 	unpack_headers(logged);
+}
+
+static void
+digest(OutboxChunk *chunk, const OutboxLoggedEvent *logged)
+{
+	chunk->for_all |= logged->for_all;
+	outbox_digest_add(&chunk->types, logged->type_hash);
+	outbox_digest_add(&chunk->tenants, logged->tenant_hash);
 }
 
 static OutboxChunk *
@@ -486,7 +555,8 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 {
 	OutboxChunk *chunk = make_chunk(8);
 	MemoryContext old = MemoryContextSwitchTo(chunk->context);
-	OutboxPosition to = *position;
+	OutboxPosition from = beginning(position);
+	OutboxPosition to = from;
 	OutboxScan *scan;
 	Size		bytes = 0;
 	bool		more = true;
@@ -494,9 +564,9 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 	if (position->partial)
 		upper = position->upper;
 
-	scan = outbox_log_scan(log, position->restored != 0 ? position->restored : epoch, position->base->snapshot, upper->snapshot,
-						   position->partial ? &position->after : NULL,
-						   position->partial && position->hinted ? &position->new_from : NULL, careful);
+	scan = outbox_log_scan(log, from.restored != 0 ? from.restored : epoch, from.base->snapshot, upper->snapshot,
+						   from.partial ? &from.after : NULL,
+						   from.partial && from.hinted ? &from.new_from : NULL, careful);
 	while (chunk->n < CHUNK_EVENTS && bytes < CHUNK_BYTES)
 	{
 		OutboxLoggedEvent *logged = next_event(chunk);
@@ -505,6 +575,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 		if (!more)
 			break;
 		work_out(logged);
+		digest(chunk, logged);
 		bytes += logged->event.body_size;
 		chunk->n++;
 	}
@@ -530,7 +601,7 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 		to.partial = false;
 	}
 	keep_chunk(chunk);
-	outbox_position_set(&chunk->from, position);
+	outbox_position_set(&chunk->from, &from);
 	outbox_position_set(&chunk->to, &to);
 	cache_chunk(chunk);
 	return chunk;

@@ -35,6 +35,9 @@ typedef struct OutboxPosition
 	pg_uuid_t	after;
 	bool		hinted;			/* new_from is set: */
 	pg_uuid_t	new_from;		/* what the log learned on the way (outbox_log_new_from); not part of where it is */
+	bool		inside;			/* in the middle of a chunk of the window: others may be in it too, so it is read on from there … */
+	bool		begun_partial;	/* … which began at this place: nothing yet unless set … */
+	pg_uuid_t	begun_after;	/* … else after this event */
 } OutboxPosition;
 
 /* An event in memory, with what every subscription needs worked out once. */
@@ -43,6 +46,9 @@ typedef struct OutboxLoggedEvent
 	OutboxEvent event;
 	char		id_text[OUTBOX_ID_TEXT];
 	uint64		key_hash;
+	uint64		type_hash;		/* outbox_chunk_hash; of what is NULL: 0 */
+	uint64		tenant_hash;
+	bool		for_all;		/* every subscription must be asked: nobody knows whose it was, or a ping */
 
 	/* as it is sent: in UTF-8, if it is sure what that is */
 	char	   *type;
@@ -64,6 +70,24 @@ typedef struct OutboxSettled
 	pg_uuid_t	event_id;
 } OutboxSettled;
 
+/* Which names occur in a chunk: a bit for each, so that a name without its bit does not. */
+typedef struct OutboxDigest
+{
+	uint64		words[64];
+} OutboxDigest;
+
+static inline void
+outbox_digest_add(OutboxDigest *digest, uint64 hash)
+{
+	digest->words[(hash >> 6) & 63] |= UINT64CONST(1) << (hash & 63);
+}
+
+static inline bool
+outbox_digest_may_have(const OutboxDigest *digest, uint64 hash)
+{
+	return (digest->words[(hash >> 6) & 63] >> (hash & 63)) & 1;
+}
+
 typedef struct OutboxChunk
 {
 	dlist_node	node;			/* in the cache, most recently used first */
@@ -77,6 +101,9 @@ typedef struct OutboxChunk
 	int			n;
 	int			room;
 	OutboxLoggedEvent *events;
+	bool		for_all;		/* one of them is */
+	OutboxDigest types;
+	OutboxDigest tenants;
 	bool		settled_known;	/* `settled` was looked up */
 	int			n_settled;
 	OutboxSettled *settled;
@@ -114,11 +141,20 @@ extern OutboxPosition outbox_chunk_before(const OutboxChunk *chunk, int i);
 
 /* ---- chunks ---- */
 
-/* The cached chunk at this place, pinned; NULL: none.  settled: only one whose `settled` is known. */
+/* The event of a chunk with which somebody at this position, who found it there, goes on. */
+extern int	outbox_chunk_index(const OutboxChunk *chunk, const OutboxPosition *position);
+
+/* Does it not even reach this position in its middle? */
+extern bool outbox_chunk_ends_before(const OutboxChunk *chunk, const OutboxPosition *position);
+
+/* The hash by which types and tenants are looked up. */
+extern uint64 outbox_chunk_hash(const char *name);
+
+/* The cached chunk at this place, or around it, pinned; NULL: none.  settled: only one whose `settled` is known. */
 extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settled);
 
 /*
- * Reads the next chunk from `position`; the window's upper end is position->upper if partial, else `upper`.  In a transaction with an active snapshot. Pinned once, and
+ * Reads the next chunk from `position`, or the one around it; the window's upper end is position->upper if partial, else `upper`.  In a transaction with an active snapshot. Pinned once, and
  * cached.  An empty chunk means the window is done. `settled`: also look up delivery rows (ledger).
  */
 extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper,
