@@ -29,6 +29,7 @@
 #define HEAD_PATIENCE_MS 50		/* how long the head waits for a full lane before it goes on without it */
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
 #define FETCH_FOR_BATCH 256		/* exceptions fetched for a batch at a time */
+#define OLDER_LOOKED_AT 100		/* ready items that one which was held back may have to go behind */
 #define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
 
 /* The items of one key of one lane, oldest first.  Only the first may leave, and others with it, in one request or lease; then all wait until the last of those is back. */
@@ -497,14 +498,40 @@ outbox_lane_head_may_read(TimestampTz now)
 
 /* ---- items: the queues they stand in ---- */
 
+/*
+ * Among the ready ones, in the order in which they entered: put before all, the items of one key would overtake those of others, which would then need rows.  Beyond so many that are
+ * older it does not look.
+ */
+static void
+queue_by_age(OutboxItem *item)
+{
+	dlist_head *ready = &item->lane->ready;
+	dlist_node *before = &ready->head;
+
+	if (dlist_is_empty(ready))
+	{
+		dlist_push_head(ready, &item->queue);
+		return;
+	}
+	for (int i = 0; i < OLDER_LOOKED_AT && dlist_has_next(ready, before); i++)
+	{
+		dlist_node *next = before->next;
+
+		if (dlist_container(OutboxItem, queue, next)->seq >= item->seq)
+			break;
+		before = next;
+	}
+	dlist_insert_after(before, &item->queue);
+}
+
 void
-outbox_item_ready(OutboxItem *item, bool first)
+outbox_item_ready(OutboxItem *item, bool by_age)
 {
 	OutboxLane *lane = item->lane;
 
 	item->state = OUTBOX_ITEM_READY;
-	if (first)
-		dlist_push_head(&lane->ready, &item->queue);
+	if (by_age)
+		queue_by_age(item);
 	else
 		dlist_push_tail(&lane->ready, &item->queue);
 	outbox_lane_enlist(lane);

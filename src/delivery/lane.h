@@ -192,7 +192,8 @@ extern void outbox_lane_shed(OutboxLane *lane);
 /* An event of a chunk enters a lane. */
 extern void outbox_lane_enter(OutboxLane *lane, OutboxChunk *chunk, int index);
 
-extern void outbox_item_ready(OutboxItem *item, bool first);
+/* by_age: it was held back, and goes where its age puts it; else behind all others. */
+extern void outbox_item_ready(OutboxItem *item, bool by_age);
 extern void outbox_item_retry(OutboxItem *item);
 
 /*

@@ -124,5 +124,8 @@ for my $request (grep { $_->{path} =~ /all/ } $receiver->requests)
 is(scalar @disorder, 0, 'each key in order') or diag join "\n", @disorder[ 0 .. 3 ];
 is(scalar(grep { $_ != 1 } values %times), 0, 'each event once');
 is(worker_pid($node), $worker, 'by the same worker');
+wait_for(sub { rows_read() - $read >= $n }, 'the counters of the server');
+my $times_read = (rows_read() - $read) / $n;
+cmp_ok($times_read, '<', $all / 2, sprintf('%d subscriptions read the log %.1f times', $all, $times_read));
 $node->stop('fast');
 done_testing();
