@@ -83,7 +83,7 @@ sub enqueue
 
 sub session { my ($node, $database) = @_; return Outbox::Session->new($node->connstr($database // 'postgres')) }
 
-# Waits until the code returns something true, and returns that; fails (and returns nothing) after so many seconds.
+# Waits until the code returns something true, and returns that; fails (and returns nothing) after so many seconds (times $OUTBOX_PATIENCE).
 my $in_vain = 0;
 
 sub wait_for
@@ -95,7 +95,7 @@ sub wait_for
 	{
 		my $result = $code->();
 		return $result if $result;
-		last if time - $began > ($seconds // 30);
+		last if time - $began > ($seconds // 30) * ($ENV{OUTBOX_PATIENCE} // 1);
 		sleep $pause;
 		$pause *= 1.5 if $pause < 0.2;
 	}
