@@ -672,6 +672,9 @@ read_fixed(TupleTableSlot *slot, OutboxEvent *event)
 	event->created_at = DatumGetTimestampTz(column(slot, EVENT_CREATED_AT));
 }
 
+const pg_uuid_t *outbox_log_reading = NULL;
+bool		(*outbox_log_shun) (const pg_uuid_t *log_id) = NULL;
+
 static void
 read_body(TupleTableSlot *slot, OutboxEvent *event)
 {
@@ -708,6 +711,9 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 	Datum		headers;
 	Datum		scheduled_id;
 
+	scheduled_id = slot_getattr(slot, EVENT_SCHEDULED_ID, &isnull);
+	if (!isnull)
+		event->id = *DatumGetUUIDP(scheduled_id);	/* first: also of an event whose body cannot be read */
 	read_body(slot, event);
 	event->type = text_column(slot, EVENT_TYPE);
 	event->key = text_column(slot, EVENT_KEY);
@@ -716,9 +722,6 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 	headers = slot_getattr(slot, EVENT_HEADERS, &isnull);
 	if (!isnull)
 		event->headers = DatumGetJsonbPCopy(headers);
-	scheduled_id = slot_getattr(slot, EVENT_SCHEDULED_ID, &isnull);
-	if (!isnull)
-		event->id = *DatumGetUUIDP(scheduled_id);
 	OUTBOX_FAULT_EVENT("read-event", event->type);
 }
 
@@ -736,12 +739,14 @@ read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
+		event->unreadable = false;
 		read_rest(slot, event);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+		pg_uuid_t	id = event->id;
 
 		if (category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) || geterrcode() == ERRCODE_OUT_OF_MEMORY)
 			PG_RE_THROW();
@@ -749,11 +754,32 @@ read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		read_fixed(slot, event);
+		event->id = id;
 		event->unreadable = true;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+}
+
+#define READ_TRIES 3
+
+static void
+read_event(TupleTableSlot *slot, OutboxEvent *event, bool careful)
+{
+	read_fixed(slot, event);
+	outbox_log_reading = &event->log_id;
+	if (outbox_log_shun != NULL && outbox_log_shun(&event->log_id))
+		event->unreadable = true;
+	else if (!careful)
+		read_rest(slot, event);
+	else
+	{
+		/* whoever gives it up should be sure */
+		for (int i = 0; i < READ_TRIES && (i == 0 || event->unreadable); i++)
+			read_rest_carefully(slot, event);
+	}
+	outbox_log_reading = NULL;
 }
 
 /* The stream with the lowest id; NULL at the end. */
@@ -784,11 +810,7 @@ outbox_log_next(OutboxScan *scan, OutboxEvent *event)
 
 	if (stream == NULL)
 		return false;
-	read_fixed(stream->slot, event);
-	if (scan->careful)
-		read_rest_carefully(stream->slot, event);
-	else
-		read_rest(stream->slot, event);
+	read_event(stream->slot, event, scan->careful);
 	step(scan);
 	return true;
 }
@@ -845,10 +867,7 @@ find_in(Relation heap, Relation by_id, const pg_uuid_t *id, OutboxEvent *event)
 	index_rescan(scan, &key, 1, NULL, 0);
 	found = index_getnext_slot(scan, ForwardScanDirection, slot);
 	if (found)
-	{
-		read_fixed(slot, event);
-		read_rest_carefully(slot, event);
-	}
+		read_event(slot, event, true);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	return found;

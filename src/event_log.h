@@ -101,6 +101,8 @@ extern PGDLLEXPORT OutboxScan *outbox_log_scan(OutboxLog *log, int64 epoch, cons
 extern PGDLLEXPORT void outbox_log_new_from(OutboxScan *scan, pg_uuid_t *id);
 
 /* The next event, its parts allocated in CurrentMemoryContext; false at the end. */
+extern PGDLLEXPORT const pg_uuid_t *outbox_log_reading;	/* the event that is being read; NULL: none */
+extern PGDLLEXPORT bool (*outbox_log_shun) (const pg_uuid_t *log_id);	/* if set, says which events are to count as unreadable */
 extern PGDLLEXPORT bool outbox_log_next(OutboxScan *scan, OutboxEvent *event);
 extern PGDLLEXPORT void outbox_log_end(OutboxScan *scan);
 

@@ -78,6 +78,8 @@ act(const char *name, const char *action)
 		kill(getpid(), SIGTERM);
 	else if (strncmp(action, "kill", 4) == 0)
 		kill(getpid(), SIGKILL);
+	else if (strncmp(action, "crash", 5) == 0)
+		raise(SIGSEGV);
 	else
 		ereport(strncmp(action, "fatal", 5) == 0 ? FATAL : ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),

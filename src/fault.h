@@ -6,7 +6,7 @@
  *
  *	error		an ERROR; fatal: a FATAL
  *	sleep:MS	stands still for so long
- *	stop		SIGSTOP to itself; term: SIGTERM; kill: SIGKILL
+ *	stop		SIGSTOP to itself; term: SIGTERM; kill: SIGKILL; crash: SIGSEGV
  *
  * A point that is about an event also looks for NAME@TYPE, with the event's type; that file stays, and the point acts every time: a poisonous event.
  *

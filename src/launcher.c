@@ -154,6 +154,13 @@ after(TimestampTz now, int milliseconds)
 	return TimestampTzPlusMilliseconds(now, milliseconds);
 }
 
+/* Is it still ahead?  What is further away than any pause lasts was ahead on a clock that has been set back. */
+static bool
+is_ahead(TimestampTz at, TimestampTz now)
+{
+	return now < at && at <= after(now, BACKOFF_MAX);
+}
+
 /* ---- the lister, from the launcher's side ---- */
 
 /* Any database will do; template1 is nearly always there, and has nothing of a user's in it. */
@@ -257,7 +264,7 @@ tend_lister(TimestampTz now)
 		}
 		return;
 	}
-	if (now < lister.not_before)
+	if (is_ahead(lister.not_before, now))
 		wake_no_later_than(lister.not_before);
 	else
 		start_lister(now);
@@ -411,7 +418,7 @@ tend_slot(int number, TimestampTz now)
 		return;
 
 	/* whoever says something new does not want to wait */
-	if (now < life->not_before && life->told == pg_atomic_read_u64(&launcher->told))
+	if (is_ahead(life->not_before, now) && life->told == pg_atomic_read_u64(&launcher->told))
 		wake_no_later_than(life->not_before);
 	else if (!outbox_copies_quiet())
 		start_worker(life, slot, number, database, now);

@@ -216,9 +216,9 @@ typedef struct Batch
 	pg_uuid_t	log_ids[MOVE_AT_ONCE];
 } Batch;
 
-/* The values are copied as they are stored: what is in TOAST stays there until it is appended. */
+/* The values are copied as they are stored: what is in TOAST stays there until it is appended.  A husk has no content: whoever reads it in the log finds it unreadable. */
 static void
-take(Batch *batch, TupleTableSlot *slot)
+take(Batch *batch, TupleTableSlot *slot, bool husk)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->context);
 	HeapTuple	tuple = ExecCopySlotHeapTuple(slot);
@@ -244,6 +244,14 @@ take(Batch *batch, TupleTableSlot *slot)
 		.created_at = DatumGetTimestampTz(values[EVENT_CREATED_AT - 1])
 	};
 #undef VALUE
+	if (husk)
+	{
+		event->payload = NULL;
+		event->body = NULL;
+		event->content_type = NULL;
+		event->headers = NULL;
+		event->traceparent = NULL;
+	}
 	batch->n++;
 	MemoryContextSwitchTo(old);
 }
@@ -325,28 +333,56 @@ find_next(Relation table, Relation index, TimestampTz from, bool after)
 
 /* Out of the one table; into the other with the next flush. */
 static void
-move_row(Relation table, TupleTableSlot *slot, Batch *batch, OutboxMove *move)
+move_row(Relation table, TupleTableSlot *slot, Batch *batch, bool husk, OutboxMove *move)
 {
 	if (!delete_at_once(table, slot, move))
 		return;
 	OUTBOX_FAULT_EVENT("move-event", TextDatumGetCString(column(slot, EVENT_TYPE)));
-	take(batch, slot);
+	take(batch, slot, husk);
 	move->moved++;
 }
 
-/* At once, and in a subtransaction: one that cannot be read must not keep the others waiting.  What is not the row's fault is raised all the same. */
+/* Raises if something of the row cannot be read. */
 static void
-move_row_carefully(Relation table, TupleTableSlot *slot, Batch *batch, Target *unscheduled, OutboxMove *move)
+read_through(TupleTableSlot *slot)
+{
+	static const AttrNumber stored[] = {EVENT_PAYLOAD, EVENT_BODY, EVENT_CONTENT_TYPE, EVENT_HEADERS, EVENT_TRACEPARENT};
+
+	for (int i = 0; i < lengthof(stored); i++)
+	{
+		bool		isnull;
+		Datum		value = slot_getattr(slot, stored[i], &isnull);
+
+		if (!isnull)
+		{
+			struct varlena *plain = PG_DETOAST_DATUM(value);
+
+			if ((Pointer) plain != DatumGetPointer(value))
+				pfree(plain);
+		}
+	}
+}
+
+/*
+ * At once, and in a subtransaction: one that cannot be moved must not keep the others waiting.  What is not the row's fault is raised all the same.  If its content cannot be read, that is lost: what is
+ * left, a husk, is moved in a second go, and becomes a dead letter.  If it could be read but not appended, it stays, for somebody to find out why.
+ */
+static void
+move_row_carefully(Relation table, TupleTableSlot *slot, Batch *batch, Target *unscheduled, bool husk, OutboxMove *move)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int			moved = move->moved;
+	volatile bool damaged = !husk;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		move_row(table, slot, batch, move);
+		if (!husk)
+			read_through(slot);
+		damaged = false;
+		move_row(table, slot, batch, husk, move);
 		flush(batch, unscheduled);
 		ReleaseCurrentSubTransaction();
 	}
@@ -375,6 +411,8 @@ move_row_carefully(Relation table, TupleTableSlot *slot, Batch *batch, Target *u
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	if (damaged)
+		move_row_carefully(table, slot, batch, unscheduled, true, move);
 }
 
 /* Moves what is due, up to the budget; returns false when that was not all. *last: where to go on. */
@@ -417,9 +455,9 @@ move_due(Relation table, Relation index, TimestampTz *last, TimestampTz until, i
 			target = open_target(unscheduled);
 		}
 		if (careful)
-			move_row_carefully(table, slot, batch, &target, move);
+			move_row_carefully(table, slot, batch, &target, false, move);
 		else
-			move_row(table, slot, batch, move);
+			move_row(table, slot, batch, false, move);
 		if (batch->n == MOVE_AT_ONCE)
 			flush(batch, &target);
 	}

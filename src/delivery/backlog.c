@@ -171,6 +171,28 @@ find_bound(const OutboxPosition *position, const OutboxFullSegment *segments, co
 
 /* ---- moving ---- */
 
+/* The chunk after the last one, which is let go, whatever happens. */
+static OutboxChunk *
+read_on(OutboxLog *log, const OutboxPosition *position, OutboxTick *upper, OutboxChunk *last)
+{
+	OutboxChunk *next;
+
+	PG_TRY();
+	{
+		next = outbox_chunk_read(log, work->epoch, position, upper, true, true);
+	}
+	PG_CATCH();
+	{
+		if (last != NULL)
+			outbox_chunk_unpin(last);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (last != NULL)
+		outbox_chunk_unpin(last);
+	return next;
+}
+
 /* Counts the events from this position up to `bound` that the lane would have got, as far as that can be found out with little reading.  False: there are more. */
 static bool
 count_part(OutboxLane *lane, Gap *gap, OutboxLog *log, OutboxPosition position, const pg_uuid_t *bound, uint64 *seen)
@@ -180,11 +202,7 @@ count_part(OutboxLane *lane, Gap *gap, OutboxLog *log, OutboxPosition position, 
 
 	for (int i = 0; i < COUNT_CHUNKS && *seen < COUNT_EVENTS && !whole; i++)
 	{
-		OutboxChunk *next = outbox_chunk_read(log, work->epoch, &position, gap->to.upper, true, true);
-
-		if (chunk != NULL)
-			outbox_chunk_unpin(chunk);
-		chunk = next;
+		chunk = read_on(log, &position, gap->to.upper, chunk);
 		position = chunk->to;
 		whole = !chunk->to.partial;
 		for (int j = 0; j < chunk->n; j++)

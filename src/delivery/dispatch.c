@@ -20,6 +20,8 @@
 
 #define STREAK_NOTED_AFTER (INT64CONST(60) * USECS_PER_SEC)	/* a streak of failures that has lasted so long is written down */
 #define STREAK_GRACE USECS_PER_HOUR /* one that was read back must go on for as long before it counts */
+#define MISHAPS_AT_MOST 3		/* errors of ours that an event is forgiven, counting the last one … */
+#define MISHAP_MS 1000			/* … and how long it rests after one */
 #define DISABLE_ATTEMPTS 10		/* failures in a row that disable_after asks for, beside the time */
 
 static OutboxDatabase *database;
@@ -675,6 +677,41 @@ outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *
 	}
 	judge_endpoint(lane, exchange, splits, probe, started_at, now);
 	outbox_subscription_unpin(subscription);
+	outbox_lane_enlist(lane);
+}
+
+void
+outbox_dispatch_mishap(OutboxItem *const *items, int n, OutboxExchange *exchange, bool blameless, TimestampTz now)
+{
+	OutboxItem *item = items[0];
+	OutboxLane *lane = item->lane;
+	bool		probe = item->probe;
+	bool		alone = item->together == 1 || item->subscription->format != OUTBOX_FORMAT_BATCH;
+
+	if (alone && !blameless && ++item->mishaps >= MISHAPS_AT_MOST)
+	{
+		outbox_dispatch_finished(items, n, exchange, now);
+		return;
+	}
+	end_request(items, n, now);
+	if (lane->dropped)
+	{
+		free_dropped(lane, items, n);
+		return;
+	}
+	for (int i = 0; i < n; i++)
+		items[i]->together = 1;
+	if (n > 1)
+	{
+		put_back(items, n, NULL);
+	}
+	else if (item->withdrawn)
+		outbox_item_finish(item);
+	else if (outbox_item_is_first(item))
+		retry(item, exchange, TimestampTzPlusMilliseconds(now, MISHAP_MS));
+	else
+		wait_again(item, exchange);
+	judge_endpoint(lane, exchange, false, probe, now, now);
 	outbox_lane_enlist(lane);
 }
 

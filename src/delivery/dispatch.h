@@ -44,6 +44,11 @@ extern OutboxItem *outbox_dispatch_next(int max_in_flight, TimestampTz now);
 extern void outbox_dispatch_finished(OutboxItem *const *items, int n, const OutboxExchange *exchange, TimestampTz now);
 extern int	outbox_dispatch_in_flight(void);	/* requests */
 
+/*
+ * An error kept their request from being made.  Each goes alone from now on; whose error it was for the third time, it is a dead letter.  Want of memory (blameless) is nobody's error.
+ */
+extern void outbox_dispatch_mishap(OutboxItem *const *items, int n, OutboxExchange *exchange, bool blameless, TimestampTz now);
+
 /* The same for a lease: how it was settled; retry_in: microseconds until the next attempt, if there is one, -1: as the retry policy says. */
 extern void outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64 retry_in, TimestampTz now);
 

@@ -1605,6 +1605,13 @@ outbox_http_finished(OutboxHttp *http)
 	return exchange;
 }
 
+/* Idle connections may have as many again, and what else the process has open has low numbers too. */
+int
+outbox_http_capacity(const OutboxHttp *http)
+{
+	return http->max_descriptor / 2 > 1 ? http->max_descriptor / 2 : 1;
+}
+
 int
 outbox_http_in_flight(const OutboxHttp *http)
 {

@@ -82,6 +82,9 @@ extern void outbox_http_work(OutboxHttp *http, int64_t budget);
 /* The next finished exchange, or NULL. */
 extern OutboxExchange *outbox_http_finished(OutboxHttp *http);
 
+/* So many requests find a descriptor: more would fail for want of one, whosever they are. */
+extern int	outbox_http_capacity(const OutboxHttp *http);
+
 extern int	outbox_http_in_flight(const OutboxHttp *http);
 
 #endif							/* OUTBOX_HTTP_H */

@@ -891,6 +891,8 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	item->attempts = exception->attempts;
 	item->first_at = exception->first_at;
 	item->next_at = exception->status == OUTBOX_ROW_RETRYING || exception->status == OUTBOX_ROW_LEASED ? exception->next_at : 0;
+	if (!lane->subscription->pull)	/* no retry is further away, unless the clock has been set back */
+		item->next_at = Min(item->next_at, GetCurrentTimestamp() + lane->subscription->retry.max);
 	item->dead = exception->status == OUTBOX_ROW_DEAD;
 	lane->n_rows++;
 	outbox_item_set_replayed(item, exception->replay);

@@ -45,6 +45,7 @@ typedef struct OutboxItem
 	bool		probe;			/* IN_FLIGHT: of an open breaker */
 	OutboxGrant grant;			/* IN_FLIGHT: the slots it has */
 	int			attempts;
+	int			mishaps;		/* errors that kept its request from being made */
 	int			together;		/* the largest batch it may be part of, after a split; 0: not split */
 	TimestampTz entered_at;
 	TimestampTz started_at;		/* of the attempt in flight */

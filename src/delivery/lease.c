@@ -473,8 +473,10 @@ serve(OutboxCall *call)
 bool
 outbox_lease_step(TimestampTz now)
 {
-	bool		idle = !end_settlements(now);
+	bool		idle;
 
+	work->changing = true;
+	idle = !end_settlements(now);
 	while (!pairingheap_is_empty(expiring))
 	{
 		OutboxLease *lease = pairingheap_container(OutboxLease, due, pairingheap_first(expiring));
@@ -486,6 +488,7 @@ outbox_lease_step(TimestampTz now)
 	}
 	served = false;
 	waiting = outbox_call_serve(work->database, serve);
+	work->changing = false;
 	return idle && !served;
 }
 

@@ -48,7 +48,9 @@ set_newest(OutboxTick *tick)
 static void
 advance_head(OutboxChunk *chunk)
 {
+	work->changing = true;
 	outbox_dispatch_route(chunk, work->head_offset);
+	work->changing = false;
 	work->head_offset += chunk->n;
 	outbox_position_set(&work->head, &chunk->to);
 	if (!work->head.partial)
@@ -90,7 +92,9 @@ feed_from_cache(OutboxLane *lane)
 				outbox_chunk_unpin(chunk);
 			return;
 		}
+		work->changing = true;
 		outbox_dispatch_fill(lane, chunk);
+		work->changing = false;
 		outbox_chunk_unpin(chunk);
 		work->moved = true;
 	}

@@ -520,7 +520,9 @@ go_on(const Replay *replay, OutboxLane *lane, Batch *batch, TimestampTz now)
 static void
 went_on(Replay *replay, const Batch *batch)
 {
+	work->changing = true;
 	outbox_dispatch_replayed(batch->exceptions, batch->n);
+	work->changing = false;
 	replay->place = batch->place;
 	if (batch->over)
 	{

@@ -24,6 +24,7 @@
 #include "recorder.h"
 #include "sender.h"
 #include "settings.h"
+#include "suspect.h"
 #include "utf8.h"
 #include "work.h"
 
@@ -47,6 +48,7 @@ static char *source;			/* CloudEvents source */
 static OutboxItem **gathered;	/* the items of the request that is being made */
 static int	n_gathered;
 static int	gathered_room = 128;
+static OutboxRequest *making = NULL;	/* theirs, until it is on its way */
 
 static char *
 make_source(void)
@@ -70,6 +72,20 @@ make_source(void)
 }
 
 static void
+free_request(OutboxRequest *request)
+{
+	OutboxExchange *exchange = request->exchange;
+
+	if (exchange != NULL && exchange->headers != NULL)
+		outbox_message_headers_free(exchange->headers);
+	outbox_exchange_free(exchange);
+	if (request->chunk != NULL)
+		outbox_chunk_unpin(request->chunk);
+	free(request->body);
+	pfree(request);
+}
+
+static void
 end_request(OutboxRequest *request)
 {
 	OutboxExchange *exchange = request->exchange;
@@ -83,18 +99,15 @@ end_request(OutboxRequest *request)
 	work->moved = true;
 	if ((work->noted_at == 0 || work->noted_at > now) && outbox_ledger_pending() > 0)
 		work->noted_at = now;
-	if (exchange->headers != NULL)
-		outbox_message_headers_free(exchange->headers);
-	outbox_exchange_free(exchange);
-	outbox_chunk_unpin(request->chunk);
-	free(request->body);
-	pfree(request);
+	free_request(request);
 }
 
 /* An attempt that never got to the network. */
 static void
 end_unsent(OutboxRequest *request, OutboxOutcome outcome, const char *why)
 {
+	making = NULL;
+	n_gathered = 0;
 	request->exchange->outcome = outcome;
 	request->exchange->retry_after = -1;
 	strlcpy(request->exchange->error, why, sizeof(request->exchange->error));
@@ -106,6 +119,7 @@ fill_message(OutboxMessage *message, const OutboxLoggedEvent *logged)
 {
 	const int64 to_unix = (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
 
+	OUTBOX_FAULT_EVENT("send-event", logged->event.type);
 	message->format = OUTBOX_FORMAT_BINARY;
 	memcpy(message->id, logged->id_text, OUTBOX_ID_TEXT);
 	message->source = outbox_source[0] != '\0' ? outbox_source : source;
@@ -143,6 +157,7 @@ add_to_envelope(const OutboxItem *item, Size limit, const char **error)
 		*error = "the event cannot be read";
 		return OUTBOX_UNFIT;
 	}
+	outbox_suspect_handle(item->lane->subscription->id, &item->id);
 	fill_message(&message, item->logged);
 	filling = outbox_envelope_add(envelope, &message, limit, error);
 	if (filling == OUTBOX_NO_MEMORY)
@@ -169,22 +184,23 @@ same_headers(const OutboxItem *a, const OutboxItem *b)
 static void
 gather(OutboxItem *first, TimestampTz now)
 {
-	int			most = outbox_batch_most(first);
+	int			most = outbox_suspect_careful(now) ? 1 : outbox_batch_most(first);
 	OutboxItem *item = first;
 	const char *error;
 
 	while (n_gathered < most && (item = outbox_batch_candidate(item)) != NULL)
 	{
 		most = Min(most, outbox_batch_most(item));
-		if (n_gathered >= most || item->replayed != first->replayed || !same_headers(first, item) ||
-			add_to_envelope(item, first->subscription->batch_bytes, &error) != OUTBOX_FILLED)
+		if (n_gathered >= most || item->replayed != first->replayed || !same_headers(first, item))
 			return;
-		outbox_item_fly(item, now);
 		if (n_gathered == gathered_room)
 		{
+			gathered = repalloc(gathered, gathered_room * 4 * sizeof(OutboxItem *));
 			gathered_room *= 4;
-			gathered = repalloc(gathered, gathered_room * sizeof(OutboxItem *));
 		}
+		if (outbox_suspect_condemned(first->subscription->id, &item->id) || add_to_envelope(item, first->subscription->batch_bytes, &error) != OUTBOX_FILLED)
+			return;
+		outbox_item_fly(item, now);
 		gathered[n_gathered++] = item;
 	}
 }
@@ -196,7 +212,7 @@ static OutboxRequest *
 make_request(void)
 {
 	Size		size = offsetof(OutboxRequest, items) + n_gathered * sizeof(OutboxItem *);
-	OutboxRequest *request = MemoryContextAllocZero(TopMemoryContext, size);
+	OutboxRequest *request = making = MemoryContextAllocZero(TopMemoryContext, size);
 
 	request->exchange = outbox_exchange_create();
 	if (request->exchange == NULL)
@@ -220,13 +236,22 @@ send_item(OutboxItem *item, TimestampTz now)
 
 	gathered[0] = item;
 	n_gathered = 1;
+	outbox_suspect_handle(subscription->id, &item->id);
+	if (outbox_suspect_condemned(subscription->id, &item->id))
+	{
+		outbox_lane_enlist(item->lane);
+		end_unsent(make_request(), OUTBOX_INTERNAL, "delivery workers ended when they handled this event");
+		return;
+	}
 	if (!item->logged->event.unreadable && subscription->format != OUTBOX_FORMAT_BINARY)
 	{
 		outbox_envelope_begin(envelope, subscription->format == OUTBOX_FORMAT_BATCH);
 		if (add_to_envelope(item, subscription->batch_bytes, &error) == OUTBOX_FILLED && subscription->format == OUTBOX_FORMAT_BATCH)
 			gather(item, now);
+		if (n_gathered > 1)
+			outbox_suspect_nobody();
 	}
-	OUTBOX_FAULT_EVENT("send-before-request", item->logged->event.type);
+	OUTBOX_FAULT("send-before-request");
 	outbox_lane_enlist(item->lane);
 
 	request = make_request();
@@ -260,8 +285,39 @@ send_item(OutboxItem *item, TimestampTz now)
 	else
 	{
 		OUTBOX_FAULT("send-before-start");
+		making = NULL;
 		outbox_http_start(http, request->exchange);
 	}
+}
+
+/* An error on the way to the network is the matter of what was to go there, and of nobody else. */
+static void
+start_request(OutboxItem *item, TimestampTz now)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		send_item(item, now);
+	}
+	PG_CATCH();
+	{
+		OutboxExchange exchange = {.outcome = OUTBOX_INTERNAL, .retry_after = -1};
+		int			code = geterrcode();
+
+		if (n_gathered == 0)
+			PG_RE_THROW();		/* it was over already */
+		MemoryContextSwitchTo(context);
+		EmitErrorReport();
+		FlushErrorState();
+		if (making != NULL)
+			free_request(making);
+		making = NULL;
+		snprintf(exchange.error, sizeof(exchange.error), "the request could not be made (SQLSTATE %s)", unpack_sql_state(code));
+		outbox_dispatch_mishap(gathered, n_gathered, &exchange, code == ERRCODE_OUT_OF_MEMORY, now);
+	}
+	PG_END_TRY();
+	n_gathered = 0;
 }
 
 static bool
@@ -270,6 +326,30 @@ is_used_up(TimestampTz begin_at)
 	TimestampTz now = GetCurrentTimestamp();
 
 	return now < begin_at || now - begin_at > WORK_BUDGET_US;
+}
+
+static void
+begin_judging(const OutboxRequest *request)
+{
+	const OutboxItem *item = request->items[0];
+
+	if (request->n == 1)
+		outbox_suspect_handle(item->subscription->id, &item->id);
+	OUTBOX_FAULT_EVENT("judge-before", item->logged->event.type);
+}
+
+static int
+most_in_flight(void)
+{
+	return Min(outbox_max_in_flight, outbox_http_capacity(http));
+}
+
+static bool
+may_start(TimestampTz now)
+{
+	if (outbox_suspect_careful(now) && outbox_dispatch_in_flight() > 0)
+		return false;
+	return !outbox_recorder_overdue();
 }
 
 /* Outcomes, new requests in the places that became free, network events: so nothing that is to be sent waits for what is recorded. True: nothing happened. */
@@ -282,24 +362,29 @@ outbox_sender_step(TimestampTz now)
 	int			started = 0;
 	int			ended = 0;
 
+	work->changing = true;
 	begin_at = GetCurrentTimestamp();
 	while ((ended == 0 || !is_used_up(begin_at)) && (exchange = outbox_http_finished(http)) != NULL)
 	{
-		OUTBOX_FAULT("judge-before");
+		begin_judging(exchange->owner);
 		end_request(exchange->owner);
+		outbox_suspect_nobody();
 		OUTBOX_FAULT("judge-after");
 		ended++;
 	}
 	outbox_item_due(now);
 	outbox_lane_wake(now);
 	begin_at = GetCurrentTimestamp();
-	while (started < SEND_AT_ONCE && (started == 0 || !is_used_up(begin_at)) && !outbox_recorder_overdue() && (item = outbox_dispatch_next(outbox_max_in_flight, now)) != NULL)
+	while (started < SEND_AT_ONCE && (started == 0 || !is_used_up(begin_at)) && may_start(now) && (item = outbox_dispatch_next(most_in_flight(), now)) != NULL)
 	{
-		send_item(item, now);
+		start_request(item, now);
+		if (!outbox_suspect_careful(now))
+			outbox_suspect_nobody();
 		OUTBOX_FAULT("send-after-start");
 		started++;
 	}
 	outbox_http_work(http, NETWORK_BUDGET_US);
+	work->changing = false;
 	return started == 0 && ended == 0;
 }
 
@@ -335,5 +420,5 @@ outbox_sender_timeout(void)
 bool
 outbox_sender_can_send(void)
 {
-	return outbox_turns_wait(outbox_max_in_flight) && !outbox_recorder_overdue();
+	return outbox_turns_wait(most_in_flight()) && may_start(GetCurrentTimestamp());
 }

@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -25,6 +26,7 @@
 #include "upkeep.h"
 #include "sender.h"
 #include "settings.h"
+#include "suspect.h"
 #include "turn.h"
 #include "work.h"
 
@@ -43,6 +45,7 @@ outbox_turn_start(OutboxDatabase *database)
 	outbox_dispatch_init(database);
 	outbox_lease_init();
 	outbox_restore_start();
+	outbox_suspect_start(MyDatabaseId, work->epoch);
 	if (!work->over)
 		outbox_sender_start();
 }
@@ -59,6 +62,17 @@ outbox_turn_over(void)
 	return work->over;
 }
 
+/* All that waits here waits for times of the clock. If it is set back, everything would wait for so long. */
+bool
+outbox_turn_clock_went_back(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz before = last;
+
+	last = GetCurrentTimestamp();
+	return last < before - USECS_PER_SEC;
+}
+
 static void
 maintain_step(TimestampTz now)
 {
@@ -66,6 +80,7 @@ maintain_step(TimestampTz now)
 		!outbox_work_step(OUTBOX_STEP_MAINTAIN, now))
 		return;
 	maintained_at = now;
+	outbox_suspect_forget(now);
 	outbox_backlog_step();
 	maintain_more = false;
 	if (outbox_auto_maintain && outbox_work_begin("maintaining the event log"))
@@ -189,10 +204,20 @@ outbox_turn_reloaded(void)
 	want_renewal = true;
 }
 
+bool
+outbox_turn_must_end(bool blameless)
+{
+	if (work->changing && !blameless)
+		outbox_suspect_blame();
+	return work->changing;
+}
+
 void
 outbox_turn_failed(void)
 {
 	MemoryContextReset(work->context);
+	outbox_log_reading = NULL;
+	outbox_suspect_nobody();
 	outbox_work_pause(OUTBOX_PAUSE_MS);
 	outbox_mover_failed();
 	outbox_reader_failed();

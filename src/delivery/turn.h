@@ -21,10 +21,14 @@ extern long outbox_turn_run(uint32 reasons);
 /* This database is no longer ours: not armed, or the extension is gone. */
 extern bool outbox_turn_over(void);
 
+/* Since this was last asked, by more than a second. */
+extern bool outbox_turn_clock_went_back(void);
+
 /* The configuration file was read again: there may be other keys for secrets. */
 extern void outbox_turn_reloaded(void);
 
-/* A turn raised. */
+/* A turn raised (blameless: for want of memory).  Must the process end, because what it knows is half changed?  If not, the next turn may begin. */
+extern bool outbox_turn_must_end(bool blameless);
 extern void outbox_turn_failed(void);
 
 /* Writes what is known to be done, so that the next worker repeats nothing but what is in flight. */

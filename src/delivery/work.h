@@ -34,6 +34,7 @@ typedef struct OutboxWork
 
 	bool		over;			/* this database is not ours any more … */
 	bool		gone;			/* … because the extension is gone */
+	bool		changing;		/* memory is: an error now would leave a change half made, so the worker ends and begins again at its cursors */
 	bool		want_tick;
 	bool		want_reload;	/* subscriptions changed */
 	bool		want_resync;	/* an operator changed deliveries */

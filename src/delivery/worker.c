@@ -125,6 +125,8 @@ leave(OutboxWorkerEnd end, const char *why)
 static void
 recover(void)
 {
+	bool		blameless = geterrcode() == ERRCODE_OUT_OF_MEMORY;
+
 	HOLD_INTERRUPTS();
 	error_context_stack = NULL;
 	EmitErrorReport();
@@ -143,6 +145,11 @@ recover(void)
 	FlushErrorState();
 	pgstat_report_activity(STATE_IDLE, "recovering from an error");
 	RESUME_INTERRUPTS();
+	if (outbox_turn_must_end(blameless))
+		ereport(FATAL,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("outbox delivery worker ends, to begin again at its cursors"),
+				 errdetail("An error left what it knows half changed.")));
 	if (++errors >= ERRORS_IN_A_ROW)
 		ereport(FATAL,
 				(errcode(ERRCODE_INTERNAL_ERROR),
@@ -179,6 +186,8 @@ loop(void)
 			leave(OUTBOX_END_YIELD, "a command needs the database for itself");
 		if (!outbox_enabled)
 			leave(OUTBOX_END_DISARMED, "outbox.enabled is off");
+		if (outbox_turn_clock_went_back())
+			leave(OUTBOX_END_YIELD, "the clock was set back, and another one begins with the new time");
 
 		reasons |= outbox_bell_answer(database);
 		wait = outbox_turn_run(reasons);

@@ -106,17 +106,20 @@ run_regress() {
 	verdict "$([ "$bad" = 0 ] && echo ok || echo FAILED)" "$kind tests: $good passed, $bad failed" $((SECONDS - began))
 }
 
-# run_tap FILE: one file of test/t.
+# run_tap FILE: one file of test/t. One that says "Needs: FAULTS=1" gets a server with fault points.
 run_tap() {
-	local file=$1 name began=$SECONDS status sentence log regress
+	local file=$1 name began=$SECONDS status sentence log regress path=$PATH
 	name=$(basename "$file" .pl)
 	log=$scratch/$name.log
 	sentence=${name#[0-9][0-9][0-9]_}
 	regress=$pgxs/src/test/regress/pg_regress
 	rm -rf "$scratch/tap/$name"
 	mkdir -p "$scratch/tap/$name"
+	if grep -q '^# Needs: FAULTS=1' "$file"; then
+		path=$(build_second_tree):$PATH
+	fi
 	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$scratch \
-		PGPORT= PGHOST= PGUSER= PGDATABASE= env --default-signal=INT,QUIT prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
+		PGPORT= PGHOST= PGUSER= PGDATABASE= PATH=$path env --default-signal=INT,QUIT prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1
 	status=$?
 	count_tap "$log" $status
 	if [ "$bad" != 0 ]; then

@@ -264,6 +264,23 @@ build() {
 		make -s install with_llvm=no >>"$scratch/build.log" 2>&1 </dev/null
 }
 
+# The same with fault points (src/fault.h), into a tree of its own, once; says where its programs are.
+build_second_tree() {
+	local tree=$scratch/faults bin
+	bin=$tree/usr/lib/postgresql/$PGVERSION/bin
+	(
+		flock 8    # several tests may want it
+		[ -e "$tree/built" ] && [ ! "$tree/built" -ot "$scratch/build.log" ] && exit
+		[ -d "$bin" ] || make_tree "$tree"
+		mkdir -p "$tree/source"
+		tar -C "$source" -cf - --exclude='*.o' --exclude='*.so' --exclude=test Makefile outbox.control sql src | tar -C "$tree/source" -xf - &&
+			PATH=$bin:$PATH make -s -C "$tree/source" -j"$(nproc)" all with_llvm=no FAULTS=1 >"$scratch/faults.log" 2>&1 </dev/null &&
+			PATH=$bin:$PATH make -s -C "$tree/source" install with_llvm=no FAULTS=1 >>"$scratch/faults.log" 2>&1 </dev/null &&
+			touch "$tree/built" || cat "$scratch/faults.log" >&2
+	) 8>"$scratch/faults.lock"
+	echo "$bin"
+}
+
 free_port() {
 	perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(LocalAddr => "127.0.0.1", Listen => 1)->sockport'
 }
