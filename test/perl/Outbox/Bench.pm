@@ -14,7 +14,7 @@ use Time::HiRes qw(time sleep);
 use Outbox::Session;
 
 our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure series say_it
-	alternate median percentile nginx sink bare command background finish node_program pgbench produce latencies push_live delivered settings quantiles);
+	alternate median percentile nginx sink bare command background finish node_program pgbench produce latencies push_live push_waiting delivered settings quantiles);
 
 my $directory = $ENV{OUTBOX_BENCH} // die "start this with test/bench/all\n";
 my ($benchmark) = $0 =~ m{([^/]+)\.pl$};
@@ -337,6 +337,22 @@ sub push_live
 	}
 	my $seconds = time - $began;
 	return wantarray ? ($n * $fan / $seconds, (worker_cpu($database) - $cpu) / 1000 / $n / $fan) : $n * $fan / $seconds;
+}
+
+# Events per second, and CPU microseconds of the worker for each, when all wait already: recorded while their subscription is paused.
+# push_waiting(database, subscription, type, events, count of the receiver)
+sub push_waiting
+{
+	my ($database, $subscription, $type, $n, $count) = @_;
+	my $before = $count->();
+	sql($database, 'SELECT outbox.pause(' . literal($subscription) . ')');
+	sql($database, 'SELECT count(outbox.enqueue(' . literal($type) . ', ' . literal($PAYLOAD) . "::jsonb)) FROM generate_series(1, $n) AS g");
+	sleep 0.5;                                     # the tick that sees them, and its checkpoint
+	my ($cpu, $began) = (worker_cpu($database), time);
+	sql($database, 'SELECT outbox.resume(' . literal($subscription) . ')');
+	wait_for(sub { $count->() - $before >= $n }, "$n deliveries", 100, 0.005);
+	my $seconds = time - $began;
+	return wantarray ? ($n / $seconds, (worker_cpu($database) - $cpu) / 1000 / $n) : $n / $seconds;
 }
 
 # ---- figures ----
