@@ -298,6 +298,7 @@ outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk)
 	outbox_position_set(&lane->position, &chunk->to);
 }
 
+/* With an item come those that would leave with it in a batch, if they were in memory: with few keys there is nothing else to fill one with. */
 int
 outbox_dispatch_to_fetch(OutboxItem **items, int max)
 {
@@ -306,9 +307,16 @@ outbox_dispatch_to_fetch(OutboxItem **items, int max)
 
 	dlist_foreach(iter, &to_fetch)
 	{
-		if (n == max)
-			break;
-		items[n++] = dlist_container(OutboxItem, queue, iter.cur);
+		OutboxItem *item = dlist_container(OutboxItem, queue, iter.cur);
+		int			most = item->lane->subscription->format == OUTBOX_FORMAT_BATCH ? outbox_batch_most(item) : 1;
+
+		for (int i = 0; n < max && item != NULL && i < most; i++)
+		{
+			most = Min(most, outbox_batch_most(item));
+			if (item->logged == NULL)
+				items[n++] = item;
+			item = outbox_item_follower(item);
+		}
 	}
 	return n;
 }
@@ -336,14 +344,18 @@ outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk)
 
 		if (found == chunk->n || memcmp(&chunk->events[found].event.log_id, &item->log_id, sizeof(pg_uuid_t)) != 0)
 		{
-			bury(item);
+			if (item->state == OUTBOX_ITEM_FETCHING)
+				bury(item);		/* a follower when it is its turn */
 			continue;
 		}
-		dlist_delete(&item->queue);
-		item->lane->fetching--;
 		item->chunk = outbox_chunk_pin(chunk);
 		item->logged = &chunk->events[found++];
-		outbox_item_ready(item, true);
+		if (item->state == OUTBOX_ITEM_FETCHING)
+		{
+			dlist_delete(&item->queue);
+			item->lane->fetching--;
+			outbox_item_ready(item, true);
+		}
 	}
 }
 

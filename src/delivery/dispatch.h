@@ -30,7 +30,7 @@ extern void outbox_dispatch_route(OutboxChunk *chunk, uint64 offset);
 /* A chunk for one lane that is not at the head. Advances its position as far as it has room. */
 extern void outbox_dispatch_fill(OutboxLane *lane, OutboxChunk *chunk);
 
-/* Items whose events must be read again; hand them over by outbox_dispatch_fetched (missing ones are buried). */
+/* Items whose events must be read again, some of which only wait to leave with another; hand them over by outbox_dispatch_fetched (missing ones are buried). */
 extern bool outbox_dispatch_fetching(void);
 extern int	outbox_dispatch_to_fetch(OutboxItem **items, int max);
 extern void outbox_dispatch_fetched(OutboxItem **items, int n, OutboxChunk *chunk);

@@ -58,7 +58,7 @@ ask(PGconn *session, const char *statement, int count, const char *const *values
 	state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	if (!is_lost(session) && state && strncmp(state, "40", 2) != 0 && strncmp(state, "55", 2) != 0 && strncmp(state, "57", 2) != 0 &&
 		!strstr(PQresultErrorMessage(result), "fault at point"))
-		fprintf(stderr, "%s: %s", statement, PQresultErrorMessage(result));
+		fprintf(stderr, "mistake: %s: %s", statement, PQresultErrorMessage(result));
 	PQclear(result);
 	return NULL;
 }
