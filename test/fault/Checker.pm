@@ -46,7 +46,7 @@ sub new
 		dedup => {}, group => {},
 		wrong => { map { $_ => [] } @wrong }, count => { map { $_ => 0 } @wrong },
 		producers => { committed => 0, rolled_back => 0, unknown => 0, async => 0, transactions => 0 },
-		shapes => {}, last_commit => 0,
+		shapes => {}, last_commit => 0, ages => {}, repeated_otherwise => 0,
 	}, $class;
 	$self->_read_plan;
 	$self->_read_faults;
@@ -89,6 +89,7 @@ sub _read_faults
 			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $ended eq '-' ? $at : $ended, lasts => $ended ne '-', in_flight => 0 };
 		});
 	$self->{faults} = [ sort { $a->{from} <=> $b->{from} } @{ $self->{faults} } ];
+	$self->{ends} = [ map { $_->{at} } grep { !$_->{lasts} } @{ $self->{faults} } ];
 }
 
 sub _read_ledger
@@ -197,10 +198,33 @@ sub _known
 	return { state => $state, type => $type };
 }
 
+sub _remember
+{
+	my ($self, $subscription, $p, $s, $at) = @_;
+	my $times = \$subscription->{times}[$p];
+	$$times = '' unless defined $$times;
+	$$times .= "\0" x (8 * ($s + 4096) - length $$times) if length($$times) < 8 * ($s + 1);
+	substr $$times, $s * 8, 8, pack 'q', $at;
+}
+
+# It has been delivered before: how long before the last fault that ends a worker? Or has there been none since?
+sub _repeated
+{
+	my ($self, $subscription, $p, $s, $at) = @_;
+	my $before = unpack 'q', substr $subscription->{times}[$p], $s * 8, 8;
+	my $faults = $self->{ends};
+	my ($low, $high) = (0, scalar @$faults);
+	while ($low < $high) { my $middle = int(($low + $high) / 2); if ($faults->[$middle] <= $at) { $low = $middle + 1 } else { $high = $middle } }
+	my $fault = $low ? $faults->[ $low - 1 ] : 0;
+	if ($before > $fault) { $self->{repeated_otherwise}++ }
+	else { $self->{ages}{ int(($fault - $before) / 1e5) }++ }    # tenths of a second
+	$self->_remember($subscription, $p, $s, $at);
+}
+
 # A delivery; returns true if it is the first.
 sub _delivered
 {
-	my ($self, $subscription, $event) = @_;
+	my ($self, $subscription, $event, $at) = @_;
 	my ($p, $s) = @{$event}{qw(p s)};
 	my $name = "$p.$s ($event->{id}) to $subscription->{name}";
 	$subscription->{deliveries}++;
@@ -209,9 +233,11 @@ sub _delivered
 	if (vec $$done, $s, 1)
 	{
 		$subscription->{duplicates}++;
+		$self->_repeated($subscription, $p, $s, $at) if $at;
 		return 0;
 	}
 	vec($$done, $s, 1) = 1;
+	$self->_remember($subscription, $p, $s, $at) if $at;
 	$subscription->{first}++;
 	if (my $dedup = $self->{dedup}{"$p.$s"})
 	{
@@ -315,7 +341,7 @@ sub _read_log
 			my $before = substr $$digests, $s * 8, 8;
 			if ($before eq "\0" x 8) { substr $$digests, $s * 8, 8, $event->{digest} }
 			elsif ($before ne $event->{digest}) { $self->_wrong('changed', "$p.$s ($event->{id}) to $path: other bytes in request $seq") }
-			$self->_delivered($subscription, $event) if $delivers && !$subscription->{effects};
+			$self->_delivered($subscription, $event, $at) if $delivers && !$subscription->{effects};
 		}
 		for my $key (keys %keys)
 		{
@@ -351,7 +377,7 @@ sub _read_effects
 			$text =~ /^$payload$/ or return $self->_wrong('changed', "effect of $id: $text");
 			my $event = { id => $id, k => $1, n => $2, p => $3, s => $4 };
 			$self->_known($subscription, $event, 0) or return;
-			$self->_delivered($subscription, $event) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
+			$self->_delivered($subscription, $event, 0) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
 		});
 }
 
@@ -406,6 +432,15 @@ sub report
 		drained => sprintf('%.1f', $self->{drained}) + 0, limit => $self->{limit},
 		subscriptions => { map { my $s = $_; $s->{name} => { map { $_ => $s->{$_} } qw(requests first duplicates refused) } } @{ $self->{subscriptions} } },
 	);
+	my @ages = sort { $a <=> $b } keys %{ $self->{ages} };
+	my $all = 0;
+	$all += $self->{ages}{$_} for @ages;
+	for (my ($i, $sum) = (0, 0); $i < @ages; $i++)
+	{
+		$sum += $self->{ages}{ $ages[$i] };
+		$report{repeated_from}{$_->[0]} //= ($ages[$i] + 1) / 10 for grep { $sum >= $_->[1] * $all } [ p50 => 0.5 ], [ p99 => 0.99 ], [ max => 1 ];
+	}
+	@report{qw(repeated_after_faults repeated_otherwise)} = ($all, $self->{repeated_otherwise});
 	delete $report{events}{transactions};
 	$report{ok} = !(grep { $_ } values %{ $report{wrong} }) && $self->{drained} <= $self->{limit} && !$never ? 1 : 0;
 	return \%report;
@@ -425,7 +460,8 @@ sub text
 		my $s = $report->{subscriptions}{$name};
 		push @lines, sprintf '%s: %d requests, %d events delivered, %d again%s', $name, @{$s}{qw(requests first duplicates)}, join '', map { ", $_ $s->{refused}{$_}" } sort keys %{ $s->{refused} };
 	}
-	push @lines, sprintf 'repeated: %d, all with the same id and bytes; in flight when a fault was made: %d', @{$report}{qw(duplicates in_flight_at_faults)};
+	push @lines, sprintf 'repeated: %d; %d after a fault that ended the worker, delivered up to so long before it: p50 %s s, p99 %s s, max %s s; in flight at such moments: %d', @{$report}{qw(duplicates repeated_after_faults)},
+		(map { $_ // '-' } @{ $report->{repeated_from} }{qw(p50 p99 max)}), $report->{in_flight_at_faults};
 	push @lines, sprintf 'recovery, from a fault to the next delivery: p50 %s s, p99 %s s, max %s s; never: %d', (map { $_ // '-' } @{ $report->{recovery} }{qw(p50 p99 max)}), $report->{not_recovered};
 	push @lines, sprintf 'drained %.1f s after the last fault and commit (limit %d s)', @{$report}{qw(drained limit)};
 	push @lines, join ', ', map { "$_ $report->{wrong}{$_}" } @wrong;

@@ -97,6 +97,8 @@ is($report->{events}{committed}, 3, 'it has counted');
 ($said, $report) = with([ request(1, $a, action => '500'), request(1.5, $a, action => 'lost', how => 'cut'), request(2, $a), request(3, $b, how => 'gone'), request(4, $b, accepted => $start + $second * 3.5), request(5, $c) ]);
 is($said, '', 'refused, and repeated after an answer that was lost or a crash');
 is($report->{duplicates}, 2, 'what was repeated is counted');
+($said, $report) = with([ request(1, $a), request(4.25, $a, accepted => $start + 4 * $second), request(5, $b), request(6, $c), request(7, $c) ], faults => [ $start + int(3.45 * $second) . " worker-kill -\n" ]);
+is("$said $report->{repeated_after_faults} $report->{repeated_from}{max} $report->{repeated_otherwise}", ' 1 2.5 1', 'so is how long before a fault it had been delivered, and what no fault explains');
 
 ($said, $report) = judged('ledger.1' => [ @ledger, transaction('u', [ event(4, 'k', 4) ]) ], 'receiver.log' => [ request(1, $a), request(2, $b), request(3, $c), request(4, event(4, 'k', 4)) ]);
 is($said, '', 'unknown, and delivered');
