@@ -30,6 +30,8 @@
 #define RECORD_NOTES 1000		/* … or until there are so many */
 #define PUT_OFF_MS 1000			/* a locked row is looked at again */
 #define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
+#define FIRST_CHECKPOINT_MS 25	/* after a start: who is killed again and again must get on, too … */
+#define CHECKPOINT_GROWS 1.5	/* … but then the interval grows */
 #define AWAITED_MS 50			/* the same, when somebody waits for what only cursors tell (wait_delivered) */
 #define CHECKPOINT_EVENTS 10000
 #define NOTES_AT_MOST 50000	/* that wait for a table or a row: each is about a kilobyte */
@@ -40,6 +42,7 @@ static int	done = 0;			/* items, since the last checkpoint */
 static bool young = false;		/* cursors wait for items that were overtaken, and are too young for a row: another checkpoint must follow */
 static uint64 written_head;		/* base tick of the newest committed head row */
 static TimestampTz checkpoint_at;
+static int	interval = FIRST_CHECKPOINT_MS;
 
 static bool
 lane_moved(OutboxLane *lane, OutboxPosition *position, bool *at_head)
@@ -160,6 +163,7 @@ record(bool checkpoint, TimestampTz now)
 		work->moved = young;
 		done = 0;
 		checkpoint_at = now;
+		interval = Min(interval * CHECKPOINT_GROWS, CHECKPOINT_MS);
 		written_head = work->head.base->number;
 		OUTBOX_FAULT("checkpoint-after-commit");
 	}
@@ -186,7 +190,7 @@ outbox_recorder_seal_waits(void)
 static int
 checkpoint_ms(void)
 {
-	return outbox_attempt_log != OUTBOX_ATTEMPTS_ALL && pg_atomic_read_u32(&work->database->awaited) > 0 ? AWAITED_MS : CHECKPOINT_MS;
+	return outbox_attempt_log != OUTBOX_ATTEMPTS_ALL && pg_atomic_read_u32(&work->database->awaited) > 0 ? Min(interval, AWAITED_MS) : interval;
 }
 
 static bool
