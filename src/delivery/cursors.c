@@ -17,7 +17,11 @@
 #include "statement.h"
 
 /* A pair of tables is left for the other one after this many cursor rows. */
+#ifdef OUTBOX_FAULTS
+#define CURSOR_ROWS 100
+#else
 #define CURSOR_ROWS 20000
+#endif
 
 static int	pair = 0;			/* the pair in use */
 static bool old_pair_full = true;	/* the other pair may hold rows */
@@ -139,7 +143,7 @@ outbox_cursors_has_old(void)
 	return old_pair_full;
 }
 
-void
+bool
 outbox_cursors_empty_old(const OutboxCatalog *catalog)
 {
 	static const char *const names[2][2] = {{"cursor_0", "tick_0"}, {"cursor_1", "tick_1"}};
@@ -147,8 +151,13 @@ outbox_cursors_empty_old(const OutboxCatalog *catalog)
 
 	for (int i = 0; i < 2; i++)
 		tables[i] = get_relname_relid(names[1 - pair][i], catalog->schema);
-	if (outbox_tables_empty(tables, 2))
-		old_pair_full = false;
+	return outbox_tables_empty(tables, 2);
+}
+
+void
+outbox_cursors_emptied(void)
+{
+	old_pair_full = false;
 }
 
 /* ---- reading back ---- */

@@ -30,8 +30,9 @@ extern void outbox_cursors_failed(void);
 /* Is it time for a full state in the other pair of tables?  If so, turns to it: what follows must be every cursor. */
 extern bool outbox_cursors_turn(void);
 
-/* Empties the pair that is not in use, if it can be locked at once. In a transaction of its own. */
-extern void outbox_cursors_empty_old(const OutboxCatalog *catalog);
+/* Empties the pair that is not in use, if it can be locked at once; and after that has committed. In a transaction of its own. */
+extern bool outbox_cursors_empty_old(const OutboxCatalog *catalog);
+extern void outbox_cursors_emptied(void);
 extern bool outbox_cursors_has_old(void);
 
 /* ---- reading back, in a transaction with SPI connected ---- */

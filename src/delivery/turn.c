@@ -108,12 +108,16 @@ maintain_step(TimestampTz now)
 		want_renewal = false;
 	if (outbox_cursors_has_old() && outbox_recorder_complete() && outbox_work_begin("emptying old cursors"))
 	{
+		bool		emptied;
+
 		PushActiveSnapshot(GetTransactionSnapshot());
 		OUTBOX_FAULT("cursors-before-emptying");
-		outbox_cursors_empty_old(outbox_catalog());
+		emptied = outbox_cursors_empty_old(outbox_catalog());
 		OUTBOX_FAULT("cursors-before-emptied-commit");
 		PopActiveSnapshot();
 		outbox_work_commit();
+		if (emptied)
+			outbox_cursors_emptied();
 		OUTBOX_FAULT("cursors-after-emptied-commit");
 	}
 	if (outbox_recorder_seal_waits())

@@ -90,6 +90,7 @@ sub consume
 # What makes somebody pass the point.
 my %provoke = (
 	'worker-before-start' => \&end_worker, 'restore-after-cursors' => \&end_worker, 'restore-after-exceptions' => \&end_worker,
+	'http-before-connecting' => \&end_worker,    # connections are kept
 	'launch-before-worker' => \&end_worker, 'launch-after-worker' => \&end_worker,
 	'cursors-before-emptying' => \&end_worker, 'cursors-before-emptied-commit' => \&end_worker, 'cursors-after-emptied-commit' => \&end_worker,
 	'worker-before-last-words' => sub { try_sql(q{ALTER SYSTEM SET outbox.enabled = off}); try_sql('SELECT pg_reload_conf()'); sleep 0.5; try_sql('ALTER SYSTEM RESET outbox.enabled'); try_sql('SELECT pg_reload_conf()') },
@@ -108,7 +109,7 @@ sub try_fault
 	my $what = "$action at $point";
 	my $file = "$data/outbox.fault/$point";
 	my $begins_as = $round++;
-	my ($hits) = $point =~ /^(?:retire|seal|rotate|cursors|worker|restore|launch|list|reload|replay|maintain)/ ? 0 : int rand 4;
+	my ($hits) = $point =~ /^(?:retire|seal|rotate|cursors|checkpoint|worker|restore|launch|list|reload|replay|maintain|http-before-connecting)/ ? 0 : int rand 4;
 
 	# a little of everything
 	mkdir "$data/outbox.fault";
@@ -139,6 +140,7 @@ sub try_fault
 	settle($ledger{push});
 	ok(wait_for(sub { $ledger{push}->complete($receiver, $push) && $ledger{push}->complete($receiver, $batch) && all_consumed() }, "$what: everything that was committed", 60), "$what: nothing is lost")
 		or diag explain { worker => try_sql('SELECT * FROM outbox._worker()'), status => try_sql(q{SELECT name, state, lag_events, in_flight, dead FROM outbox.subscription_status}) };
+	ok(wait_for(sub { (try_sql('SELECT LEAST((SELECT count(*) FROM outbox.cursor_0), (SELECT count(*) FROM outbox.cursor_1))') // 1) eq '0' }, "$what: old cursors being emptied"), "$what: old cursors are emptied");
 	my $is_dead = sql('SELECT count(*) FROM outbox.dead_letter');
 	is($is_dead, '0', "$what: nothing was given up") or diag sql('SELECT subscription, reason, last_error FROM outbox.dead_letter LIMIT 5');
 }
