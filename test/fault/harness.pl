@@ -13,7 +13,7 @@ use MIME::Base64 qw(encode_base64);
 use POSIX ();
 use Time::HiRes qw(time sleep);
 
-my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1, pause => 0.6);
+my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1, pause => 0.4);
 GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'only=s', 'work=s', 'json=s', 'quiet')
 	&& !@ARGV or die "see test/fault/README.md\n";
 $option{seconds} //= 120 unless defined $option{events} || defined $option{kills};
@@ -192,7 +192,7 @@ my @kinds = (
 	[ 'worker-kill', 30 ], [ 'backend-kill', 8 ], [ 'process-kill', 5 ], [ 'postmaster-kill', 4 ], [ 'immediate', 8 ],
 	[ 'worker-term', 8 ], [ 'worker-stop', 5 ], [ 'backend-term', 8 ], [ 'fast', 5 ], [ 'lock', 8 ], [ 'receiver-stop', 3 ], [ 'launcher-term', 2 ],
 );
-my @actions = ([ 'kill', 60 ], [ 'error', 12 ], [ 'fatal', 5 ], [ 'term', 10 ], [ 'sleep', 6 ], [ 'stop', 7 ]);
+my @actions = ([ 'kill', 70 ], [ 'error', 11 ], [ 'fatal', 4 ], [ 'term', 6 ], [ 'sleep', 4 ], [ 'stop', 5 ]);
 
 # What it takes to come to points that are not passed in the ordinary course of things.
 my %way = (
@@ -316,7 +316,7 @@ sub make
 		close $out;
 		rename "$data/fault.new", $file or die;
 		$way->() if $way;
-		my $fired = wait_until(4, sub { !-e $file });
+		my $fired = wait_until(2.5, sub { !-e $file });
 		my $at = time;
 		if (!$fired && unlink $file) { return ("point:$name:not-reached", $at, $at, 0) }
 		if ($action eq 'stop')
