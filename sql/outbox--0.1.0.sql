@@ -1750,10 +1750,32 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     skipped     bigint := 0;
     unscheduled bigint;
+    -- a clone or a base backup continues the installation that it is a copy of: its backlog is what this installation has not delivered
+    copied      boolean := COALESCE(start.skip_backlog, false) AND EXISTS (SELECT FROM outbox.cursor AS c WHERE c.epoch = outbox.epoch());
+    here        record;
 BEGIN
+    IF copied AND (EXISTS (SELECT FROM pg_db_role_setting AS r JOIN pg_database AS d ON d.oid = r.setdatabase
+                            WHERE d.datname = current_database() AND r.setrole = 0 AND format('outbox.armed=%s', outbox.epoch()) = ANY (r.setconfig))
+                   OR COALESCE((outbox._worker()).worker_pid, 0) <> 0) THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'the backlog cannot be skipped while delivery is started',
+            DETAIL = 'The delivery worker is at it.', HINT = 'Call outbox.stop() first, and wait until the worker has ended. To skip events of one subscription, see outbox.discard() and outbox.unsubscribe().';
+    END IF;
     PERFORM outbox._arm(true);
     EXECUTE format('ALTER DATABASE %I SET outbox.armed = %L', current_database(), outbox.epoch()::text);
-    IF start.skip_backlog THEN
+    IF copied THEN
+        -- everybody begins here, as if subscribed now
+        here := outbox._position_now();
+        UPDATE outbox.delivery AS d SET status = 'discarded', next_attempt_at = NULL, ended_at = now() WHERE d.status NOT IN ('dead', 'discarded');
+        GET DIAGNOSTICS skipped = ROW_COUNT;
+        UPDATE outbox.subscription AS s SET start_epoch = here.epoch, start_snapshot = here.snapshot, start_next = here.next, start_clock = here.clock, start_after = NULL;
+        DELETE FROM outbox.cursor AS c WHERE c.subscription_id <> 0;
+        DELETE FROM outbox.replay;
+        WITH gone AS (DELETE FROM outbox.scheduled AS s RETURNING s.id, s.deliver_at)
+        INSERT INTO outbox.unscheduled (id, status, deliver_at, at, role)
+        SELECT g.id, 'discarded', g.deliver_at, clock_timestamp(), pg_get_userbyid(outbox._acting_role()) FROM gone AS g;
+        GET DIAGNOSTICS unscheduled = ROW_COUNT;
+        skipped := skipped + unscheduled;
+    ELSIF start.skip_backlog THEN
         -- what came with a dump: exceptions are discarded, and subscriptions begin with the first event of this installation
         UPDATE outbox.delivery AS d SET status = 'discarded', next_attempt_at = NULL, ended_at = now()
          WHERE d.status NOT IN ('dead', 'discarded')
@@ -1776,7 +1798,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox.start(boolean) IS
 'Starts delivery in this database, now and after every restart of the server, until stop(). Recorded in operation.
-skip_backlog: events that were undelivered, or scheduled, when this database was restored from a dump are left alone; without it they are delivered too.';
+skip_backlog: events that were undelivered, or scheduled, when this database was restored from a dump are left alone; without it they are delivered too. In a database that has delivered before (a clone by TEMPLATE, a base
+backup, after stop()), these are all that were recorded until now. Errors: 55000 for skip_backlog while delivery is started there, or on a restored copy that is not quiet yet.';
 
 CREATE FUNCTION outbox.stop() RETURNS void LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
