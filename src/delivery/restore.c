@@ -103,7 +103,8 @@ is_near(const OutboxSnapshot *shared, const OutboxSnapshot *own)
 	uint64		second = outbox_event_id_clock_at(USECS_PER_SEC) - outbox_event_id_clock_at(0);
 	uint64		now = pg_atomic_read_u64(&work->database->clock);
 
-	return own->clock >= shared->clock && own->clock - shared->clock <= Max(second, (now - Min(now, own->clock)) / 2) &&
+	/* both counters: hints (new_from) learned from the shared start go with an item back to its own, and would lead past what is new to that one alone */
+	return own->clock >= shared->clock && own->next >= shared->next && own->clock - shared->clock <= Max(second, (now - Min(now, own->clock)) / 2) &&
 		outbox_snapshot_includes(own, shared);
 }
 
@@ -176,6 +177,7 @@ place_all_at_start(List *lanes)
 {
 	ListCell   *cell;
 
+	forget_shared_start();		/* an error may have left one, of an earlier reload */
 	list_sort(lanes, compare_starts);
 	foreach(cell, lanes)
 		place_at_start(lfirst(cell));
