@@ -35,6 +35,7 @@ typedef struct Wanted
 typedef struct Walk
 {
 	IndexScanDesc scan;
+	pg_uuid_t	entered_at;		/* the scan's key: the list that it comes from is changed meanwhile */
 	bool		there;			/* it is at an entry … */
 	pg_uuid_t	id;				/* … with this id */
 } Walk;
@@ -67,7 +68,8 @@ walk_to(Walk *walk, const pg_uuid_t *id)
 			return true;
 		step(walk);
 	}
-	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(id));
+	walk->entered_at = *id;
+	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(&walk->entered_at));
 	index_rescan(walk->scan, &key, 1, NULL, 0);
 	step(walk);
 	return walk->there;
