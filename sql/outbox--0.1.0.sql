@@ -772,6 +772,12 @@ BEGIN
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_insert BEFORE INSERT ON outbox.%I FOR EACH ROW EXECUTE FUNCTION outbox._refuse_event_change()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON outbox.%I FOR EACH ROW EXECUTE FUNCTION outbox._refuse_event_change()', relation);
         EXECUTE pg_catalog.format('CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON outbox.%I FOR EACH STATEMENT EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+        EXECUTE pg_catalog.format('ALTER TABLE outbox.%I ENABLE ALWAYS TRIGGER refuse_truncate', relation);
+    END LOOP;
+    -- a publisher that has outbox, too, empties its tables of the same names when it is done with them
+    FOREACH relation IN ARRAY '{tick_0,tick_1,cursor_0,cursor_1}'::pg_catalog.text[] LOOP
+        EXECUTE pg_catalog.format('CREATE TRIGGER refuse_replicated BEFORE TRUNCATE ON outbox.%I FOR EACH STATEMENT EXECUTE FUNCTION outbox._refuse_event_change()', relation);
+        EXECUTE pg_catalog.format('ALTER TABLE outbox.%I ENABLE REPLICA TRIGGER refuse_replicated', relation);
     END LOOP;
 END
 $guard_events$;

@@ -18,6 +18,7 @@
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
@@ -39,7 +40,7 @@ forget_catalog(Datum arg, Oid relation)
 	}
 }
 
-/* Finds the extension's row: its OID and its schema. */
+/* Finds the extension's row: its OID, its schema and its version. */
 static bool
 find_extension(OutboxCatalog *found)
 {
@@ -53,8 +54,12 @@ find_extension(OutboxCatalog *found)
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
+		bool		null;
+		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(extensions), &null);
+
 		found->extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
 		found->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		strlcpy(found->version, TextDatumGetCString(version), sizeof(found->version));
 	}
 	systable_endscan(scan);
 	table_close(extensions, AccessShareLock);

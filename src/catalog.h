@@ -11,6 +11,7 @@ typedef struct OutboxCatalog
 {
 	Oid			extension;		/* pg_extension.oid */
 	Oid			schema;
+	char		version[NAMEDATALEN];	/* of the script; too long a one is cut off */
 	int64		epoch;			/* outbox.epoch() */
 	Oid			segments[OUTBOX_SEGMENTS];
 	Oid			inbox;			/* outbox.inbox */

@@ -1,7 +1,7 @@
 /*
  * The guard of the event log: nobody changes it by hand.
  *
- * Only what restores a dump may insert rows, and only retirement may truncate.
+ * Only what restores a dump may insert rows, and only retirement may truncate; also the tables of cursors, which a publisher with outbox would truncate by replication.
  */
 #include "postgres.h"
 
@@ -68,6 +68,12 @@ outbox_refuse_event_change(PG_FUNCTION_ARGS)
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event) && outbox_table_truncating())
 		PG_RETURN_POINTER(NULL);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event) && SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot truncate table \"%s\" by replication", RelationGetRelationName(trigger->tg_relation)),
+				 errdetail("The publisher is done with what it holds there; this installation may not be."),
+				 errhint("Publish no more than inserts: WITH (publish = 'insert').")));
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{
 		if (is_restored(trigger))

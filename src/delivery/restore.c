@@ -487,6 +487,19 @@ outbox_restore_reload_at(void)
 	return secrets_until;
 }
 
+/* Our statements are those of one version: between the restart and ALTER EXTENSION UPDATE events wait. */
+static void
+refuse_other_version(const OutboxCatalog *catalog)
+{
+	if (strcmp(catalog->version, OUTBOX_VERSION) == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"outbox\" is of version %s, its library of version %s", catalog->version, OUTBOX_VERSION),
+			 errdetail("Nothing is delivered until they agree. Events are recorded, and wait."),
+			 errhint("Run ALTER EXTENSION outbox UPDATE, or restart the server if the library on disk is newer.")));
+}
+
 void
 outbox_restore_start(void)
 {
@@ -500,6 +513,7 @@ outbox_restore_start(void)
 		CommitTransactionCommand();
 		return;
 	}
+	refuse_other_version(catalog);
 	work->extension = catalog->extension;
 	work->epoch = catalog->epoch;
 	LockDatabaseObject(ExtensionRelationId, work->extension, 0, AccessShareLock);	/* lock_timeout bounds it */
