@@ -368,6 +368,7 @@ struct OutboxScan
 	int64		epoch;
 	const OutboxSnapshot *base;
 	const OutboxSnapshot *to;
+	bool		bodies;
 	bool		careful;
 	MemoryContext context;
 
@@ -609,7 +610,7 @@ add_all_late(OutboxScan *scan, Segment *segment)
 
 OutboxScan *
 outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const OutboxSnapshot *to,
-				const pg_uuid_t *after, const pg_uuid_t *new_from, bool careful)
+				const pg_uuid_t *after, const pg_uuid_t *new_from, bool bodies, bool careful)
 {
 	OutboxScan *scan = palloc0(sizeof(OutboxScan));
 	ListCell   *cell;
@@ -618,6 +619,7 @@ outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base, const O
 	scan->epoch = epoch;
 	scan->base = base;
 	scan->to = to;
+	scan->bodies = bodies;
 	scan->careful = careful;
 	scan->context = CurrentMemoryContext;
 	if (after != NULL)
@@ -675,37 +677,51 @@ read_fixed(TupleTableSlot *slot, OutboxEvent *event)
 const pg_uuid_t *outbox_log_reading = NULL;
 bool		(*outbox_log_shun) (const pg_uuid_t *log_id) = NULL;
 
+/* What lies in the row itself is as readable as the row.  What lies elsewhere, or is compressed, is not known to be before it has been read. */
+static bool
+may_leave_out(Datum value)
+{
+	struct varlena *attribute = (struct varlena *) DatumGetPointer(value);
+
+	return !VARATT_IS_EXTERNAL(attribute) && !VARATT_IS_COMPRESSED(attribute);
+}
+
 static void
-read_body(TupleTableSlot *slot, OutboxEvent *event)
+read_body(TupleTableSlot *slot, OutboxEvent *event, bool wanted)
 {
 	bool		isnull;
 	Datum		value = slot_getattr(slot, EVENT_PAYLOAD, &isnull);
-	bytea	   *body;
 
-	if (!isnull)
-	{
-		Jsonb	   *payload = DatumGetJsonbP(value);
-
-		event->json = true;
-		event->body = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
-		event->body_size = strlen(event->body);
-		event->content_type = pstrdup("application/json");
-		return;
-	}
-
-	value = slot_getattr(slot, EVENT_BODY, &isnull);
+	event->json = !isnull;
+	if (isnull)
+		value = slot_getattr(slot, EVENT_BODY, &isnull);
 	if (isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("event has neither payload nor body")));
-	body = DatumGetByteaPP(value);
-	event->body_size = VARSIZE_ANY_EXHDR(body);
-	event->body = text_to_cstring((text *) body);	/* only the types differ */
-	event->content_type = text_column(slot, EVENT_CONTENT_TYPE);
+
+	if (!wanted && may_leave_out(value))
+		event->body_size = VARSIZE_ANY_EXHDR(DatumGetPointer(value));
+	else if (event->json)
+	{
+		Jsonb	   *payload = DatumGetJsonbP(value);
+
+		event->body = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
+		event->body_size = strlen(event->body);
+		event->content_type = pstrdup("application/json");
+	}
+	else
+	{
+		bytea	   *body = DatumGetByteaPP(value);
+
+		event->body_size = VARSIZE_ANY_EXHDR(body);
+		event->body = text_to_cstring((text *) body);	/* only the types differ */
+		event->content_type = text_column(slot, EVENT_CONTENT_TYPE);
+	}
 }
 
 static void
-read_rest(TupleTableSlot *slot, OutboxEvent *event)
+read_rest(TupleTableSlot *slot, OutboxEvent *event, bool bodies)
 {
 	bool		isnull;
 	Datum		headers;
@@ -714,8 +730,8 @@ read_rest(TupleTableSlot *slot, OutboxEvent *event)
 	scheduled_id = slot_getattr(slot, EVENT_SCHEDULED_ID, &isnull);
 	if (!isnull)
 		event->id = *DatumGetUUIDP(scheduled_id);	/* first: also of an event whose body cannot be read */
-	read_body(slot, event);
 	event->type = text_column(slot, EVENT_TYPE);
+	read_body(slot, event, bodies || event->type == NULL || strcmp(event->type, OUTBOX_PING_TYPE) == 0);
 	event->key = text_column(slot, EVENT_KEY);
 	event->tenant = text_column(slot, EVENT_TENANT);
 	event->traceparent = text_column(slot, EVENT_TRACEPARENT);
@@ -740,7 +756,7 @@ read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
 	PG_TRY();
 	{
 		event->unreadable = false;
-		read_rest(slot, event);
+		read_rest(slot, event, true);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -765,14 +781,14 @@ read_rest_carefully(TupleTableSlot *slot, OutboxEvent *event)
 #define READ_TRIES 3
 
 static void
-read_event(TupleTableSlot *slot, OutboxEvent *event, bool careful)
+read_event(TupleTableSlot *slot, OutboxEvent *event, bool bodies, bool careful)
 {
 	read_fixed(slot, event);
 	outbox_log_reading = &event->log_id;
 	if (outbox_log_shun != NULL && outbox_log_shun(&event->log_id))
 		event->unreadable = true;
 	else if (!careful)
-		read_rest(slot, event);
+		read_rest(slot, event, bodies);
 	else
 	{
 		/* whoever gives it up should be sure */
@@ -810,7 +826,7 @@ outbox_log_next(OutboxScan *scan, OutboxEvent *event)
 
 	if (stream == NULL)
 		return false;
-	read_event(stream->slot, event, scan->careful);
+	read_event(stream->slot, event, scan->bodies, scan->careful);
 	step(scan);
 	return true;
 }
@@ -867,7 +883,7 @@ find_in(Relation heap, Relation by_id, const pg_uuid_t *id, OutboxEvent *event)
 	index_rescan(scan, &key, 1, NULL, 0);
 	found = index_getnext_slot(scan, ForwardScanDirection, slot);
 	if (found)
-		read_event(slot, event, true);
+		read_event(slot, event, true, true);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	return found;
@@ -923,7 +939,7 @@ outbox_events_since(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("the event log is locked"),
 				 errhint("Try again.")));
-	scan = outbox_log_scan(log, outbox_catalog_required()->epoch, base, NULL, after, NULL, false);
+	scan = outbox_log_scan(log, outbox_catalog_required()->epoch, base, NULL, after, NULL, false, false);
 	for (; left > 0 && first_stream(scan) != NULL; left--)
 	{
 		Datum		value = UUIDPGetDatum(&first_stream(scan)->id);

@@ -58,9 +58,9 @@ typedef struct OutboxEvent
 	char	   *type;
 	char	   *key;
 	char	   *tenant;
-	char	   *body;			/* the payload's text, or the raw bytes; NULL in an event that cannot be read */
-	size_t		body_size;
-	char	   *content_type;	/* application/json for a payload */
+	char	   *body;			/* the payload's text, or the raw bytes; NULL in an event that cannot be read, or without its body */
+	size_t		body_size;		/* of a payload that was not read: as it is stored */
+	char	   *content_type;	/* application/json for a payload; comes with the body */
 	Jsonb	   *headers;		/* object of strings */
 	char	   *traceparent;
 	bool		json;			/* body is the text of a jsonb payload */
@@ -84,7 +84,8 @@ typedef struct OutboxScan OutboxScan;
 /*
  * All committed events of `epoch` that `to` sees and `base` does not, with id > *after, in id order.  base NULL: everything `to`
  * sees.  after NULL: from the start.  `to` NULL: everything the active snapshot sees.  Lazy: costs what is read.  The active snapshot must be
- * `to` or later.  careful: a row that cannot be decoded (corrupted) comes back `unreadable` instead of raising.
+ * `to` or later.  careful: a row that cannot be decoded (corrupted) comes back `unreadable` instead of raising.  bodies: with their bodies; otherwise they may come without, except
+ * test events.
  *
  * Streams merged by id, per segment:
  *  - the (id) index from base->clock on, for rows with xid >= base->next;
@@ -92,7 +93,7 @@ typedef struct OutboxScan OutboxScan;
  */
 extern PGDLLEXPORT OutboxScan *outbox_log_scan(OutboxLog *log, int64 epoch, const OutboxSnapshot *base,
 											   const OutboxSnapshot *to, const pg_uuid_t *after,
-											   const pg_uuid_t *new_from, bool careful);
+											   const pg_uuid_t *new_from, bool bodies, bool careful);
 
 /*
  * What the scan learned: the rows of transactions that base had not seen begin come no earlier than this id from here on.  A later scan of the same window, from here on, is

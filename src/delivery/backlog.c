@@ -179,7 +179,7 @@ read_on(OutboxLog *log, const OutboxPosition *position, OutboxTick *upper, Outbo
 
 	PG_TRY();
 	{
-		next = outbox_chunk_read(log, work->epoch, position, upper, true, true);
+		next = outbox_chunk_read(log, work->epoch, position, upper, true, true, true);
 	}
 	PG_CATCH();
 	{

@@ -18,6 +18,7 @@
 #include "ledger.h"
 #include "reader.h"
 #include "restore.h"
+#include "routing.h"
 #include "work.h"
 
 #define POLL_MS 1000			/* tick anyway: COMMIT PREPARED by an apply worker rings no bell */
@@ -85,7 +86,7 @@ feed_from_cache(OutboxLane *lane)
 			outbox_lane_attach(lane);
 			return;
 		}
-		chunk = outbox_chunk_find(&lane->position, lane->need_settled);
+		chunk = outbox_chunk_find(&lane->position, lane->need_settled, outbox_subscription_needs_bodies(lane->subscription));
 		if (chunk == NULL || !outbox_tick_durable(chunk->to.upper))
 		{
 			if (chunk != NULL)
@@ -140,7 +141,8 @@ feed(List *hungry, OutboxLog *log)
 			}
 			chunk = outbox_chunk_read(log, work->epoch, &lane->position,
 									  lane->position.restored != 0 ? outbox_tick_everything() : work->newest,
-									  careful > 0, lane->need_settled || may_be_settled(&lane->position));
+									  careful > 0, lane->need_settled || may_be_settled(&lane->position),
+									  outbox_routing_needs_bodies());
 			outbox_chunk_unpin(chunk);
 			feed_from_cache(lane);
 		}
@@ -184,7 +186,8 @@ read_head(bool tick_now, bool read_on)
 		chunk = NULL;
 	else
 	{
-		chunk = outbox_chunk_read(log, work->epoch, &work->head, tick, careful > 0, may_be_settled(&work->head));
+		chunk = outbox_chunk_read(log, work->epoch, &work->head, tick, careful > 0, may_be_settled(&work->head),
+								  outbox_routing_needs_bodies());
 		outbox_log_close(log);
 	}
 	PopActiveSnapshot();
@@ -246,6 +249,15 @@ outbox_reader_confirm(void)
 
 	if (unconfirmed == NULL || work->want_reload)
 		return;
+
+	/* It was read for others than there are now. */
+	if (!unconfirmed->bodies && outbox_routing_needs_bodies())
+	{
+		outbox_chunk_unpin(unconfirmed);
+		unconfirmed = NULL;
+		work->want_tick = true;
+		return;
+	}
 	tick = unconfirmed->to.upper;
 
 	/* A tick that saw no event that the one before did not see is as durable as that one. */

@@ -259,7 +259,7 @@ collect(const Replay *replay, OutboxLane *lane, OutboxLog *log, Batch *batch)
 {
 	MemoryContext of_event = AllocSetContextCreate(CurrentMemoryContext, "outbox replayed event", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext of_batch = CurrentMemoryContext;
-	OutboxScan *scan = outbox_log_scan(log, work->epoch, NULL, NULL, &replay->place, NULL, true);
+	OutboxScan *scan = outbox_log_scan(log, work->epoch, NULL, NULL, &replay->place, NULL, true, true);
 	TimestampTz begin_at = GetCurrentTimestamp();
 	OutboxPosition cursor;
 

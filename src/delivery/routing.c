@@ -24,6 +24,7 @@ typedef struct Entry
 static MemoryContext context;	/* of all of it */
 static List *all;
 static List *asked_always;
+static bool needs_bodies = false;	/* one of them does */
 static HTAB *by_tenant;
 static HTAB *by_type;
 static HTAB *by_word;
@@ -105,9 +106,21 @@ outbox_routing_index(List *lanes)
 	asked_always = NIL;
 	old = MemoryContextSwitchTo(context);
 	all = list_copy(lanes);
+	needs_bodies = false;
 	foreach(cell, lanes)
-		index_lane(lfirst(cell));
+	{
+		OutboxLane *lane = lfirst(cell);
+
+		index_lane(lane);
+		needs_bodies |= outbox_subscription_needs_bodies(lane->subscription);
+	}
 	MemoryContextSwitchTo(old);
+}
+
+bool
+outbox_routing_needs_bodies(void)
+{
+	return needs_bodies;
 }
 
 static List *

@@ -9,6 +9,9 @@
 /* Subscriptions came, went, or changed what they match. */
 extern void outbox_routing_index(List *lanes);
 
+/* Does anybody look at the bodies of events? */
+extern bool outbox_routing_needs_bodies(void);
+
 /*
  * Visits each lane that may want this event of a chunk, once; those that are left out do not want it.  What the visited ones want, outbox_subscription_wants() says.
  * visit: must not change what is indexed, nor raise.

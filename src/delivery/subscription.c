@@ -572,6 +572,16 @@ outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *c
 }
 
 bool
+outbox_subscription_needs_bodies(const OutboxSubscription *subscription)
+{
+	bool		needs = !subscription->pull || subscription->match.filter != NULL;
+
+	for (int i = 0; i < subscription->n_earlier && !needs; i++)
+		needs = subscription->earlier[i].filter != NULL;
+	return needs;
+}
+
+bool
 outbox_subscription_may_want(const OutboxSubscription *subscription, const OutboxChunk *chunk)
 {
 	const OutboxMatch *match = &subscription->match;

@@ -85,6 +85,9 @@ extern bool outbox_subscription_forget(OutboxSubscription *subscription, const O
 /* Is this event of a chunk for it? Does not look at positions.  Raises nothing; a filter that fails on the event counts as no. */
 extern bool outbox_subscription_wants(const OutboxSubscription *subscription, OutboxChunk *chunk, int index);
 
+/* Does it look at bodies: to send them, or through a filter? */
+extern bool outbox_subscription_needs_bodies(const OutboxSubscription *subscription);
+
 /* Could one of the chunk's events be?  False: surely none. */
 extern bool outbox_subscription_may_want(const OutboxSubscription *subscription, const OutboxChunk *chunk);
 

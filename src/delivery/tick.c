@@ -417,13 +417,13 @@ outbox_chunk_unpin(OutboxChunk *chunk)
 }
 
 OutboxChunk *
-outbox_chunk_find(const OutboxPosition *position, bool settled)
+outbox_chunk_find(const OutboxPosition *position, bool settled, bool bodies)
 {
 	OutboxPosition begin = beginning(position);
 	Place		place = place_of(&begin);
 	PlaceEntry *entry = places == NULL ? NULL : hash_search(places, &place, HASH_FIND, NULL);
 
-	if (entry == NULL || (settled && !entry->chunk->settled_known))
+	if (entry == NULL || (settled && !entry->chunk->settled_known) || (bodies && !entry->chunk->bodies))
 		return NULL;
 	/* of another window: that may have events before this position which this window has not */
 	if (position->inside && entry->chunk->to.upper != position->upper)
@@ -499,7 +499,7 @@ work_out(OutboxLoggedEvent *logged)
 	logged->content_type = to_utf8(logged, logged->event.content_type);
 	logged->body = logged->event.body;
 	logged->body_size = logged->event.body_size;
-	if (logged->event.json)
+	if (logged->event.json && logged->body != NULL)
 		logged->body = outbox_utf8(logged->body, &logged->body_size, &logged->utf8);
 	unpack_headers(logged);
 }
@@ -551,7 +551,7 @@ keep_chunk(OutboxChunk *chunk)
 
 OutboxChunk *
 outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper, bool careful,
-				  bool settled)
+				  bool settled, bool bodies)
 {
 	OutboxChunk *chunk = make_chunk(8);
 	MemoryContext old = MemoryContextSwitchTo(chunk->context);
@@ -566,7 +566,8 @@ outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, O
 
 	scan = outbox_log_scan(log, from.restored != 0 ? from.restored : epoch, from.base->snapshot, upper->snapshot,
 						   from.partial ? &from.after : NULL,
-						   from.partial && from.hinted ? &from.new_from : NULL, careful);
+						   from.partial && from.hinted ? &from.new_from : NULL, bodies, careful);
+	chunk->bodies = bodies || careful;
 	while (chunk->n < CHUNK_EVENTS && bytes < CHUNK_BYTES)
 	{
 		OutboxLoggedEvent *logged = next_event(chunk);
@@ -626,6 +627,7 @@ outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *log_ids, int *n)
 		chunk->n++;
 	}
 	*n = done;
+	chunk->bodies = true;
 	MemoryContextSwitchTo(old);
 	keep_chunk(chunk);
 	return chunk;

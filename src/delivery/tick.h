@@ -101,6 +101,7 @@ typedef struct OutboxChunk
 	int			n;
 	int			room;
 	OutboxLoggedEvent *events;
+	bool		bodies;			/* they have their bodies; else only those that the log could not leave out */
 	bool		for_all;		/* one of them is */
 	OutboxDigest types;
 	OutboxDigest tenants;
@@ -150,15 +151,15 @@ extern bool outbox_chunk_ends_before(const OutboxChunk *chunk, const OutboxPosit
 /* The hash by which types and tenants are looked up. */
 extern uint64 outbox_chunk_hash(const char *name);
 
-/* The cached chunk at this place, or around it, pinned; NULL: none.  settled: only one whose `settled` is known. */
-extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settled);
+/* The cached chunk at this place, or around it, pinned; NULL: none.  settled: only one whose `settled` is known.  bodies: only one with bodies. */
+extern OutboxChunk *outbox_chunk_find(const OutboxPosition *position, bool settled, bool bodies);
 
 /*
  * Reads the next chunk from `position`, or the one around it; the window's upper end is position->upper if partial, else `upper`.  In a transaction with an active snapshot. Pinned once, and
- * cached.  An empty chunk means the window is done. `settled`: also look up delivery rows (ledger).
+ * cached.  An empty chunk means the window is done. `settled`: also look up delivery rows (ledger).  bodies: they are wanted.
  */
 extern OutboxChunk *outbox_chunk_read(OutboxLog *log, int64 epoch, const OutboxPosition *position, OutboxTick *upper,
-									  bool careful, bool settled);
+									  bool careful, bool settled, bool bodies);
 
 /* The events at the first *n of these places (log_id) that still exist, as a private chunk, pinned once; *n becomes less when they are large. */
 extern OutboxChunk *outbox_chunk_fetch(OutboxLog *log, const pg_uuid_t *log_ids, int *n);
