@@ -5,7 +5,9 @@ use warnings;
 
 use Outbox::Bench;
 
-my ($subscriptions, $rate, $seconds) = (1000, 500, seconds_of(6));
+use Time::HiRes qw(sleep);
+
+my ($subscriptions, $rate, $seconds) = (1000, 500, seconds_of(8));
 my $db = database('db');
 my $sink = sink(200_000);
 my $well = sub { my ($n) = @_; return "$sink->{url}ok?$n" };
@@ -18,9 +20,11 @@ my $set = sub {
 
 sql($db, join ';', map { "SELECT outbox.subscribe('s$_', " . literal($well->($_)) . ", types => '{t$_}', network => 'private', timeout => '5 s', retry_base => '1 s', retry_factor => 1, breaker_probe => '1 s', breaker_max => '5 s', tenant => 'tenant$_')" } 1 .. $subscriptions);
 my $first = 0;
+my %all;                                             # latencies of all rounds: a hundredth of one round is too few events
 my $load = sub {
 	my ($sick) = @_;
 	$set->($dead, $sick) if $sick;
+	sleep 0.5;                                      # the worker has read that; changing subscriptions is not what is measured
 	my $burst = background('burst', 'psql', '-XAtq', '-d', $db, '-c', q{SELECT count(outbox.enqueue('t' || (1 + i % 100), '{"burst": true}', tenant => 'tenant' || (1 + i % 100))) FROM generate_series(1, 1000) AS i});
 	my $made = produce($db, $rate, $seconds, $first, "WITH place AS (SELECT 1 + \$1::bigint * 7919 % $subscriptions AS n) SELECT outbox.enqueue('t' || n, jsonb_build_object('seq', \$1::bigint), tenant => 'tenant' || n) FROM place", 4, '-c synchronous_commit=off');
 	finish($made->{pid});
@@ -28,7 +32,9 @@ my $load = sub {
 	$first += $made->{n};
 	my $healthy = sub { my ($seq) = @_; return 1 + $seq * 7919 % $subscriptions > 100 };    # the same events in each round
 	wait_for(sub { !grep { !$_->{arrived} } latencies($made, $sink, $healthy) }, 'all events of the healthy', 30, 0.2);
-	my ($p50, $p99) = quantiles(map { ($_->{arrived} - $_->{committed}) / 1000 } latencies($made, $sink, $healthy));
+	my @latencies = map { ($_->{arrived} - $_->{committed}) / 1000 } latencies($made, $sink, $healthy);
+	push @{ $all{$sick} }, @latencies;
+	my ($p50, $p99) = quantiles(@latencies);
 	say_it(sprintf '%3d dead: p50 %.2f ms, p99 %.2f ms', $sick, $p50, $p99);
 	if ($sick)
 	{
@@ -37,7 +43,9 @@ my $load = sub {
 	}
 	return $p99;
 };
-$load->(0);
-my $result = alternate(3, well => sub { $load->(0) }, one => sub { $load->(1) }, hundred => sub { $load->(100) });
-figure("the healthy ones' p99 beside one dead subscription of 1,000", unit => 'ms', ours => $result->{one}, beside => $result->{well}, against => 'all healthy', goal => '<= 1.2');
-figure("the healthy ones' p99 beside 100 dead of 1,000", unit => 'ms', ours => $result->{hundred}, beside => $result->{well}, against => 'all healthy', goal => '<= 1.2');
+$load->($_) for 0, 100;
+%all = ();
+alternate(3, well => sub { $load->(0) }, one => sub { $load->(1) }, hundred => sub { $load->(100) });
+my $well_p99 = (quantiles(@{ $all{0} }))[1];
+figure("the healthy ones' p99 beside one dead subscription of 1,000", unit => 'ms', ours => (quantiles(@{ $all{1} }))[1], beside => $well_p99, against => 'all healthy', goal => '<= 1.2');
+figure("the healthy ones' p99 beside 100 dead of 1,000", unit => 'ms', ours => (quantiles(@{ $all{100} }))[1], beside => $well_p99, against => 'all healthy', goal => '<= 1.2');
