@@ -1,5 +1,5 @@
 # What sick receivers cost the healthy: 1,000 subscriptions, of which none, one, or a hundred are dead; 500 events a second, one subscription each.
-# Of the dead, a third each refuses connections, never answers, or answers 500; the first hundred, sick or not, also get a burst of a thousand events each round.
+# Of the dead, a third each refuses connections, never answers, or answers 500.
 use strict;
 use warnings;
 
@@ -25,10 +25,8 @@ my $load = sub {
 	my ($sick) = @_;
 	$set->($dead, $sick) if $sick;
 	sleep 0.5;                                      # the worker has read that; changing subscriptions is not what is measured
-	my $burst = background('burst', 'psql', '-XAtq', '-d', $db, '-c', q{SELECT count(outbox.enqueue('t' || (1 + i % 100), '{"burst": true}', tenant => 'tenant' || (1 + i % 100))) FROM generate_series(1, 1000) AS i});
 	my $made = produce($db, $rate, $seconds, $first, "WITH place AS (SELECT 1 + \$1::bigint * 7919 % $subscriptions AS n) SELECT outbox.enqueue('t' || n, jsonb_build_object('seq', \$1::bigint), tenant => 'tenant' || n) FROM place", 4, '-c synchronous_commit=off');
 	finish($made->{pid});
-	finish($burst);
 	$first += $made->{n};
 	my $healthy = sub { my ($seq) = @_; return 1 + $seq * 7919 % $subscriptions > 100 };    # the same events in each round
 	wait_for(sub { !grep { !$_->{arrived} } latencies($made, $sink, $healthy) }, 'all events of the healthy', 30, 0.2);
