@@ -78,7 +78,7 @@ is($session->query("SELECT outbox.ack('later', ARRAY['$later']::uuid[], '$rows[0
 @rows = pull('far', 12);
 my $segment = sql("SELECT tableoid::regclass FROM outbox.event WHERE id = '$ids[0]'");
 $session->query("SELECT outbox.nack('far', NULL, '$rows[0][2]', '1 s')");
-sql(qq{SET session_replication_role = replica; BEGIN; LOCK TABLE $segment; INSERT INTO outbox.kept_event SELECT * FROM ONLY $segment WHERE type = 'far'; TRUNCATE ONLY $segment; COMMIT});
+sql(qq{BEGIN; LOCK TABLE $segment; ALTER TABLE $segment DISABLE TRIGGER USER; INSERT INTO outbox.kept_event SELECT * FROM ONLY $segment WHERE type = 'far'; TRUNCATE ONLY $segment; COMMIT});
 @rows = pull('far', 12);
 is(join(' ', sort map { $_->[0] } @rows), join(' ', sort @ids), 'what is kept is found beside what is in the log');
 is($session->query("SELECT outbox.ack('far', NULL, '$rows[0][2]')"), '12', 'and all of the lease is acknowledged');
