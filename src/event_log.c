@@ -675,6 +675,7 @@ read_fixed(TupleTableSlot *slot, OutboxEvent *event)
 }
 
 const pg_uuid_t *outbox_log_reading = NULL;
+static pg_uuid_t being_read;	/* what it points to: an event that could not be read may be freed before somebody asks */
 bool		(*outbox_log_shun) (const pg_uuid_t *log_id) = NULL;
 
 /* What lies in the row itself is as readable as the row.  What lies elsewhere, or is compressed, is not known to be before it has been read. */
@@ -784,7 +785,8 @@ static void
 read_event(TupleTableSlot *slot, OutboxEvent *event, bool bodies, bool careful)
 {
 	read_fixed(slot, event);
-	outbox_log_reading = &event->log_id;
+	being_read = event->log_id;
+	outbox_log_reading = &being_read;
 	if (outbox_log_shun != NULL && outbox_log_shun(&event->log_id))
 		event->unreadable = true;
 	else if (!careful)
