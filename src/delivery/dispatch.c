@@ -753,7 +753,7 @@ outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64
 /* ---- cursors ---- */
 
 bool
-outbox_dispatch_pass_overtaken(TimestampTz now)
+outbox_dispatch_pass_overtaken(void)
 {
 	bool		young = false;
 	ListCell   *cell;
@@ -763,7 +763,21 @@ outbox_dispatch_pass_overtaken(TimestampTz now)
 		OutboxLane *lane = lfirst(cell);
 
 		if (lane->n_outstanding > 0)
-			young |= outbox_lane_pass_overtaken(lane, now, false);
+			young |= outbox_lane_pass_overtaken(lane, false);
 	}
 	return young;
+}
+
+void
+outbox_dispatch_mark(uint64 items)
+{
+	ListCell   *cell;
+
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+
+		if (lane->max_done_seq - lane->marked_done_seq >= items)
+			lane->marked_done_seq = lane->max_done_seq;
+	}
 }

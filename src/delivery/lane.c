@@ -30,7 +30,6 @@
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
 #define FETCH_FOR_BATCH 256		/* exceptions fetched for a batch at a time */
 #define OLDER_LOOKED_AT 100		/* ready items that one which was held back may have to go behind */
-#define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
 
 /* The items of one key of one lane, oldest first.  Only the first may leave, and others with it, in one request or lease; then all wait until the last of those is back. */
 typedef struct KeyId
@@ -971,15 +970,14 @@ pass(OutboxItem *item)
  * it would be sent again when it is read again.
  */
 bool
-outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
+outbox_lane_pass_overtaken(OutboxLane *lane, bool at_once)
 {
-	uint64		touched = lane->max_done_seq;
+	uint64		touched = at_once ? Max(lane->max_done_seq, lane->max_row_seq + 1) : lane->marked_done_seq;
 	bool		young = false;
 	dlist_mutable_iter iter;
 
 	if (at_once)
 	{
-		touched = Max(touched, lane->max_row_seq + 1);
 		dlist_foreach_modify(iter, &lane->outstanding)
 		{
 			OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
@@ -992,12 +990,12 @@ outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 	{
 		OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
 		bool		overtaken = item->seq < touched;
-		bool		old = at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS);
-		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
 
-		young |= overtaken && !old && !blocked;
-		if (!(overtaken && old) && (at_once || !blocked))
+		if (!overtaken && (at_once || item->state != OUTBOX_ITEM_WAITING || !key_is_blocked(item)))
+		{
+			young |= item->seq < lane->max_done_seq;
 			continue;
+		}
 		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
 			break;
 		pass(item);
@@ -1061,7 +1059,7 @@ outbox_lane_shed(OutboxLane *lane)
 	dlist_mutable_iter iter;
 	OutboxPosition position;
 
-	outbox_lane_pass_overtaken(lane, 0, true);
+	outbox_lane_pass_overtaken(lane, true);
 	if (dlist_is_empty(&lane->outstanding))
 		return;
 	if (outbox_lane_cursor(lane, &position))

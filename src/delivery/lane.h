@@ -87,6 +87,7 @@ struct OutboxLane
 
 	uint64		next_seq;
 	uint64		max_done_seq;	/* highest seq of a done item … */
+	uint64		marked_done_seq;	/* … as it was at a checkpoint (recorder.c) … */
 	uint64		max_row_seq;	/* … and of one that became an exception */
 	int			n_outstanding;
 	Size		outstanding_bytes;
@@ -179,8 +180,11 @@ extern bool outbox_lane_head_may_read(TimestampTz now);
 /* Where the lane's cursor may be; false: at the head with nothing outstanding. */
 extern bool outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position);
 
-/* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. True: some are too young for that yet. */
-extern bool outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
+/*
+ * Makes items exceptions that had been overtaken when the mark was set, so that the cursor can pass them; at_once: all that have been overtaken, and what is in flight.  True: some have
+ * been overtaken since the mark was set.
+ */
+extern bool outbox_lane_pass_overtaken(OutboxLane *lane, bool at_once);
 
 /* Order per key was switched off: what waited behind another item waits no longer. */
 extern void outbox_lane_unorder(OutboxLane *lane);
