@@ -222,7 +222,7 @@ offer(OutboxLane *lane, OutboxChunk *chunk, int index)
 
 	if (!lane->at_head || !outbox_subscription_wants(lane->subscription, chunk, index))
 		return;
-	if (outbox_chunk_is_settled(chunk, lane->subscription->id, &chunk->events[index].event.id))
+	if (outbox_lane_is_settled(lane, chunk, index))
 		return;
 	if (outbox_lane_has_room(lane))
 	{
@@ -257,11 +257,9 @@ outbox_dispatch_fetching(void)
 static bool
 is_for(OutboxLane *lane, OutboxChunk *chunk, int index)
 {
-	const OutboxEvent *event = &chunk->events[index].event;
-
-	return !outbox_lane_is_before_start(lane, event->xid) &&
+	return !outbox_lane_is_before_start(lane, chunk->events[index].event.xid) &&
 		outbox_subscription_wants(lane->subscription, chunk, index) &&
-		!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id);
+		!outbox_lane_is_settled(lane, chunk, index);
 }
 
 void

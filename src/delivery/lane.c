@@ -74,6 +74,7 @@ static dlist_head tight_lanes = DLIST_STATIC_INIT(tight_lanes);
 static dlist_head behind = DLIST_STATIC_INIT(behind);	/* lanes that are not at the head */
 static pairingheap *due;
 static pairingheap *wakes;		/* lanes with a timer */
+static bool head_is_new = false;
 static uint64 head_offset = 0;
 static int	done = 0;			/* items, since outbox_item_done() was last called */
 static int	total_outstanding = 0;
@@ -400,9 +401,44 @@ outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position)
 	}
 	lane->at_head = false;
 	lane->slow = true;
+	lane->need_settled |= !head_is_new;
 	lane->fell_at = GetCurrentTimestamp();
 	outbox_position_set(&lane->position, position);
 	watch_room(lane);
+}
+
+static void
+forget_done(OutboxLane *lane)
+{
+	if (lane->done_ahead != NULL)
+		hash_destroy(lane->done_ahead);
+	lane->done_ahead = NULL;
+}
+
+void
+outbox_lane_head_is_new(void)
+{
+	HASH_SEQ_STATUS scan;
+	LaneEntry  *entry;
+
+	if (head_is_new)
+		return;
+	head_is_new = true;
+	hash_seq_init(&scan, lanes);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (!entry->lane->need_settled)
+			forget_done(entry->lane);
+	}
+}
+
+bool
+outbox_lane_is_settled(const OutboxLane *lane, const OutboxChunk *chunk, int index)
+{
+	const pg_uuid_t *id = &chunk->events[index].event.id;
+
+	return outbox_chunk_is_settled(chunk, lane->subscription->id, id) ||
+		(lane->done_ahead != NULL && hash_search(lane->done_ahead, id, HASH_FIND, NULL) != NULL);
 }
 
 void
@@ -412,6 +448,8 @@ outbox_lane_attach(OutboxLane *lane)
 		dlist_delete(&lane->behind);
 	lane->at_head = true;
 	lane->need_settled = false;
+	if (head_is_new)
+		forget_done(lane);
 	outbox_position_clear(&lane->position);
 	if (lane->n_outstanding == 0)	/* else it may yet give something back */
 		forget_start(lane);
@@ -757,6 +795,12 @@ outbox_item_finish(OutboxItem *item)
 	OutboxLane *lane = item->lane;
 
 	lane->max_done_seq = Max(lane->max_done_seq, item->seq);
+	if (item->row && item->seq == 0 && (lane->need_settled || !head_is_new))
+	{
+		if (lane->done_ahead == NULL)
+			lane->done_ahead = make_hash("outbox exceptions that are done", sizeof(pg_uuid_t), sizeof(pg_uuid_t));
+		(void) hash_search(lane->done_ahead, &item->id, HASH_ENTER, NULL);
+	}
 	done++;
 	outbox_item_free(item);
 }
@@ -1028,6 +1072,7 @@ outbox_lane_free(OutboxLane *lane)
 {
 	outbox_position_clear(&lane->position);
 	outbox_position_clear(&lane->written);
+	forget_done(lane);
 	forget_start(lane);
 	outbox_subscription_unpin(lane->subscription);
 	pfree(lane);

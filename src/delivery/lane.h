@@ -6,6 +6,7 @@
 
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
+#include "utils/hsearch.h"
 
 #include "breaker.h"
 #include "ledger.h"
@@ -72,7 +73,8 @@ struct OutboxLane
 	bool		disabled;		/* by its failures, until a reload says otherwise */
 	bool		at_head;
 	bool		slow;			/* fell off the head not long ago */
-	bool		need_settled;	/* may meet events that have rows already */
+	bool		need_settled;	/* may meet events that have rows already … */
+	HTAB	   *done_ahead;		/* … or had, until they were done; NULL: none */
 	bool		marked;			/* its newest persisted cursor says "at head" … */
 	OutboxPosition written;		/* … or this */
 	bool		listed;			/* in the round of its party … */
@@ -138,6 +140,12 @@ extern List *outbox_lane_all(void);
 
 /* Those that are not at the head and have room. */
 extern List *outbox_lane_hungry(void);
+
+/* Is this event of the log an exception of the lane already, or was it, and is done?  A crash can leave rows that are ahead of the cursor. */
+extern bool outbox_lane_is_settled(const OutboxLane *lane, const OutboxChunk *chunk, int index);
+
+/* The head meets no more events that an earlier worker may have met. */
+extern void outbox_lane_head_is_new(void);
 
 /* It has had its turn to read: the others come first. */
 extern void outbox_lane_was_fed(OutboxLane *lane);
