@@ -165,7 +165,7 @@ COMMENT ON COLUMN outbox.dedup.at IS 'When that was enqueued';
 
 CREATE TABLE outbox.subscription (
     id               integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name             text        NOT NULL UNIQUE,
+    name             text COLLATE "C" NOT NULL UNIQUE,   -- no index of ours depends on how an operating system sorts: another one may come with an upgrade
     kind             text        NOT NULL CHECK (kind IN ('push', 'pull')),
     url              text,                     -- push only; a secret: views show scheme and host
     tenant           text,                     -- NULL: events of every tenant

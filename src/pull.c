@@ -195,7 +195,7 @@ read_subscription(text *name, int32 *id, bool *pull)
 	HeapTuple	tuple;
 	bool		isnull;
 
-	ScanKeyEntryInitialize(&key, 0, SUBSCRIPTION_NAME, BTEqualStrategyNumber, InvalidOid, DEFAULT_COLLATION_OID, F_TEXTEQ, PointerGetDatum(name));
+	ScanKeyEntryInitialize(&key, 0, SUBSCRIPTION_NAME, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, PointerGetDatum(name));
 	scan = systable_beginscan(heap, by_name, OidIsValid(by_name), snapshot, 1, &key);
 	tuple = systable_getnext(scan);
 	if (tuple != NULL)

@@ -116,7 +116,7 @@ run_tap() {
 	rm -rf "$scratch/tap/$name"
 	mkdir -p "$scratch/tap/$name"
 	if grep -q '^# Needs: FAULTS=1' "$file"; then
-		path=$(build_second_tree):$PATH
+		path=$(build_tree faults "$PGVERSION" FAULTS=1):$PATH
 	fi
 	TESTDIR=$scratch/tap/$name TESTDATADIR=$scratch/tap/$name/tmp_check TESTLOGDIR=$scratch/tap/$name/tmp_check/log PG_REGRESS=$regress top_builddir=$scratch \
 		PGPORT= PGHOST= PGUSER= PGDATABASE= PATH=$path env --default-signal=INT,QUIT prove --merge -v -I "$pgxs/src/test/perl" -I test/perl "$file" >"$log" 2>&1

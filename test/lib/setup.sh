@@ -264,9 +264,10 @@ build() {
 		make -s install with_llvm=no >>"$scratch/build.log" 2>&1 </dev/null
 }
 
-# The same with fault points (src/fault.h), into a tree of its own, once; says where its programs are.
-build_second_tree() {
-	local tree=$scratch/faults bin
+# build_tree NAME VERSION [VARIABLE=VALUE…]: the same for this version of PostgreSQL, made with these variables, into a tree of its own, once; says where its programs are.
+build_tree() {
+	local name=$1 PGVERSION=$2 tree=$scratch/$1 bin
+	shift 2
 	bin=$tree/usr/lib/postgresql/$PGVERSION/bin
 	(
 		flock 8    # several tests may want it
@@ -274,10 +275,10 @@ build_second_tree() {
 		[ -d "$bin" ] || make_tree "$tree"
 		mkdir -p "$tree/source"
 		tar -C "$source" -cf - --exclude='*.o' --exclude='*.so' --exclude=test Makefile outbox.control sql src | tar -C "$tree/source" -xf - &&
-			PATH=$bin:$PATH make -s -C "$tree/source" -j"$(nproc)" all with_llvm=no FAULTS=1 >"$scratch/faults.log" 2>&1 </dev/null &&
-			PATH=$bin:$PATH make -s -C "$tree/source" install with_llvm=no FAULTS=1 >>"$scratch/faults.log" 2>&1 </dev/null &&
-			touch "$tree/built" || cat "$scratch/faults.log" >&2
-	) 8>"$scratch/faults.lock"
+			PATH=$bin:$PATH make -s -C "$tree/source" -j"$(nproc)" all with_llvm=no "$@" >"$scratch/$name.log" 2>&1 </dev/null &&
+			PATH=$bin:$PATH make -s -C "$tree/source" install with_llvm=no "$@" >>"$scratch/$name.log" 2>&1 </dev/null &&
+			touch "$tree/built" || cat "$scratch/$name.log" >&2
+	) 8>"$scratch/$name.lock"
 	echo "$bin"
 }
 
