@@ -9,7 +9,8 @@
 #   ledger.N        of producer N
 #   *.log           of receivers
 #   effects         lines: SUBSCRIPTION<tab>ID<tab>PAYLOAD, in the order of their commits
-#   faults          lines: TIME KIND ENDED; ENDED: for faults that last, when they ended; else -. Times are microseconds.
+#   faults          lines: TIME KIND ENDED [SINCE]; ENDED: for faults that last, when they ended; else -. What is delivered SINCE then shows that it has recovered; without SINCE,
+#                   what is delivered after the end of a fault that lasts, or over a connection that was made after any other. Times are microseconds.
 #
 # The report has lists of what must not be:
 #   lost        committed, and not delivered
@@ -85,10 +86,11 @@ sub _read_faults
 {
 	my ($self) = @_;
 	$self->_lines('faults', sub {
-			my ($at, $kind, $ended) = split ' ', $_[0];
-			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $ended eq '-' ? $at : $ended, lasts => $ended ne '-', in_flight => 0 };
+			my ($at, $kind, $ended, $since) = split ' ', $_[0];
+			my $from = $ended eq '-' ? $at : $ended;
+			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $from, since => $since // $from, lasts => $ended ne '-', any_connection => $ended ne '-' || defined $since, in_flight => 0 };
 		});
-	$self->{faults} = [ sort { $a->{from} <=> $b->{from} } @{ $self->{faults} } ];
+	$self->{faults} = [ sort { $a->{since} <=> $b->{since} } @{ $self->{faults} } ];
 	$self->{ends} = [ map { $_->{at} } grep { !$_->{lasts} } @{ $self->{faults} } ];
 }
 
@@ -295,7 +297,7 @@ sub _read_log
 	my ($in_flight, $fault) = (0, 0);
 	my @by_start = sort { $a->{at} <=> $b->{at} } @{ $self->{faults} };
 	my ($newest_accepted, $newest_began) = (0, 0);
-	my $recovering = 0;   # index into faults, by `from`
+	my $recovering = 0;   # index into faults, by `since`
 
 	open my $log, '<:raw', "$self->{directory}/$name" or die "cannot read $self->{directory}/$name: $!\n";
 	while (my $line = <$log>)
@@ -357,7 +359,7 @@ sub _read_log
 			while ($recovering < @{ $self->{faults} })
 			{
 				my $this = $self->{faults}[$recovering];
-				last if ($this->{lasts} ? $at : $accepted) < $this->{from};
+				last if ($this->{any_connection} ? $at : $accepted) < $this->{since};
 				$this->{recovered} = $at if !defined $this->{recovered} || $at < $this->{recovered};
 				$recovering++;
 			}
