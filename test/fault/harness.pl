@@ -13,9 +13,10 @@ use MIME::Base64 qw(encode_base64);
 use POSIX ();
 use Time::HiRes qw(time sleep);
 
-my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1, pause => 0.4);
-GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'only=s', 'contender=s', 'work=s', 'json=s', 'quiet')
+my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1);
+GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'soak', 'only=s', 'contender=s', 'work=s', 'json=s', 'quiet')
 	&& !@ARGV or die "see test/fault/README.md\n";
+$option{pause} //= $option{soak} ? 5 : 0.4;
 $option{seconds} //= 120 unless defined $option{events} || defined $option{kills};
 $option{seed} //= POSIX::floor(time * 1000) % 1_000_000_007;
 my $work = $option{work} or die "--work DIRECTORY\n";
@@ -231,7 +232,7 @@ sub set_up
 	must('SELECT outbox.start()') unless $contender;
 	$deliverer->{start}->() if $deliverer->{start};
 	open my $plan, '>', "$work/plan" or die;
-	print $plan "seed $option{seed}\nlimit drain $option{limit}\n";
+	print $plan "seed $option{seed}\nlimit drain $option{limit}\n", $option{soak} ? "soak\n" : '';
 	print $plan join(' ', 'subscription', $_->{name}, $_->{format}, $_->{log}, $_->{effects} // 0, @{ $_->{types} }), "\n" for @subscriptions;
 	close $plan;
 }
@@ -262,6 +263,10 @@ my @kinds = (
 	[ 'worker-term', 8 ], [ 'worker-stop', 5 ], [ 'backend-term', 8 ], [ 'fast', 5 ], [ 'lock', 8 ], [ 'receiver-stop', 3 ], $contender ? () : [ 'launcher-term', 2 ],
 );
 my @actions = ([ 'kill', 70 ], [ 'error', 11 ], [ 'fatal', 4 ], [ 'term', 6 ], [ 'sleep', 4 ], [ 'stop', 5 ]);
+if ($option{soak})    # lives of minutes, for what grows slowly to be seen
+{
+	for (@kinds, @actions) { $_->[1] *= 0.05 if $_->[0] =~ /kill|term|fatal|fast|immediate/ && $_->[0] ne 'backend-term' }
+}
 
 # What it takes to come to points that are not passed in the ordinary course of things.
 my %way = (
@@ -288,7 +293,7 @@ sub next_fault
 	my %fault = (
 		kind => draw(@kinds, @points ? [ 'point', $weight ] : ()), action => draw(@actions), point => @points ? $points[ rand @points ] : undef, hits => int(rand(2) ** 5),
 		which => rand, lasts => 0.2 + rand 2, pause => $option{pause} * 2 * rand);
-	$fault{action} = 'kill' if $fault{point} && $fault{point}{kind} eq 'quiet' && $fault{action} =~ /error|fatal/;
+	$fault{action} = $option{soak} ? 'sleep' : 'kill' if $fault{point} && $fault{point}{kind} eq 'quiet' && $fault{action} =~ /error|fatal/;
 	if (defined $option{only})
 	{
 		$fault{kind} = $option{only};
@@ -414,6 +419,46 @@ sub committed
 	return defined $rows && $rows ne '' ? $rows : 0;
 }
 
+# ---- what grows ---------------------------------------------------------------------------------------------------------------------
+
+open my $samples, '>', "$work/samples" or die;
+$samples->autoflush(1);
+my $sampled = 0;
+
+sub take_samples
+{
+	my $at = $sampled = time;
+	my ($processes, $postmaster) = processes();
+	my ($up) = split ' ', slurp('/proc/uptime');
+	my %who = (worker => [workers()], postmaster => [ $postmaster // () ], launcher => [ grep { $processes->{$_}{title} =~ /^postgres: outbox launcher/ } keys %$processes ]);
+	for my $name (sort keys %who)
+	{
+		for my $pid (@{ $who{$name} })
+		{
+			my ($started) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (?:\S+ ){19}(\d+) /s or next;
+			my ($memory) = slurp("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m or next;
+			my @descriptors = glob "/proc/$pid/fd/*";
+			printf $samples "%d process %s %d %.2f %d %d\n", $at * 1e6, $name, $pid, $up - $started / POSIX::sysconf(POSIX::_SC_CLK_TCK()), $memory * 1024, scalar @descriptors if @descriptors;
+		}
+	}
+	my $tables = sql(q{SET lock_timeout = '1 s'; SELECT format('%s %s %s', c.oid::regclass, pg_total_relation_size(c.oid), coalesce(s.n_dead_tup, 0))
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.relkind = 'r' AND n.nspname IN ('outbox', 'net')}) // return;
+	print $samples map { sprintf "%d table %s\n", $at * 1e6, $_ } split /\n/, $tables;
+}
+
+# Between faults. What was hurt has two seconds to come to rest before samples are taken; between faults that follow each other quickly, some are taken all the same.
+sub rest
+{
+	my ($seconds) = @_;
+	my ($began, $until) = (time, time + $seconds);
+	while ((my $left = $until - time) > 0)
+	{
+		sleep($left < 0.5 ? $left : 0.5);
+		take_samples() if time - $began >= 2 && time - $sampled >= 2;
+	}
+	take_samples() if time - $sampled >= 10;
+}
+
 # ---- the run ------------------------------------------------------------------------------------------------------------------------
 
 say_it("seed $option{seed}");
@@ -442,7 +487,7 @@ for (;;)
 {
 	if (defined $option{events} && time - $asked > 5) { $asked = time; my $sum = committed(); $produced = $sum if $sum > $produced }
 	last if (!defined $option{seconds} || time - $load_began >= $option{seconds}) && (!defined $option{kills} || $kills >= $option{kills}) && (!defined $option{events} || $produced >= $option{events});
-	if (defined $option{kills} && $kills >= $option{kills} && !defined $option{seconds}) { sleep 0.5; next }     # more events, no more faults
+	if (defined $option{kills} && $kills >= $option{kills} && !defined $option{seconds}) { rest(0.5); next }     # more events, no more faults
 	my $fault = next_fault();
 	my ($kind, $at, $ended, $killed) = make($fault);
 	if (!defined $kind) { sleep 0.1; next }
@@ -459,7 +504,7 @@ for (;;)
 	say_it(sprintf '%d %s: %s', $made, $kind, $recovered ? sprintf('delivers again after %.2f s', time - ($since ? $at : $ended // $at)) : 'DOES NOT RECOVER');
 	if (!$recovered) { $stuck = 1; last }
 	for my $pid (keys %running) { die "$running{$pid} has ended: " . slurp("$work/$running{$pid}.output") if waitpid($pid, POSIX::WNOHANG) == $pid }
-	sleep $fault->{pause};
+	rest($fault->{pause});
 }
 my $load_ended = time;
 

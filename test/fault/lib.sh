@@ -28,6 +28,7 @@ run_faults() {
 		pg_net) settings+=("shared_preload_libraries = 'pg_net'") ;;
 		*) settings+=("shared_preload_libraries = ''") ;;
 	esac
+	[[ " $* " != *' --soak '* ]] || settings+=('outbox.attempt_retention = 5s' 'outbox.inbox_retention = 2min')   # full soon
 	start_server fault "${settings[@]}" || return 1
 	export PGDATA=$scratch/fault
 	FAULT_POINTS=$([ -x test/fault/points ] && test/fault/points) perl test/fault/harness.pl --work "$work" "$@"
