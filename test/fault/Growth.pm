@@ -3,8 +3,9 @@
 #   my $growth = Growth::of($directory);     undef if there are no samples
 #
 # File `samples`, lines; TIME in microseconds:
-#   TIME process NAME PID AGE MEMORY DESCRIPTORS     AGE: for how many seconds that process has lived. MEMORY: its own, in bytes
-#   TIME table NAME SIZE DEAD                        SIZE: with indexes and TOAST, in bytes; DEAD: rows that are dead and not yet vacuumed
+#   TIME process NAME PID AGE MEMORY DESCRIPTORS FILES   AGE: for how many seconds that process has lived. MEMORY: its own, in bytes. FILES: descriptors of tables' files, which
+#                                                        PostgreSQL opens and closes as it sees fit; DESCRIPTORS: all others
+#   TIME table NAME SIZE DEAD                            SIZE: with indexes and TOAST, in bytes; DEAD: rows that are dead and not yet vacuumed
 #
 # The run is divided into thirds. In the first, tables and caches fill. A quantity has grown if its median in the last third is more than a quarter above that in the second, and more than SPARE on top.
 # Since a process begins anew when it is killed, its growth within its lives counts as well: the median of the slopes between any two samples of the same life, at least APART seconds from each other,
@@ -14,9 +15,9 @@ package Growth;
 use strict;
 use warnings;
 
-use constant { YOUNG => 20, APART => 10, ENOUGH => 10, MORE => 0.25, PER => 600 };
+use constant { YOUNG => 30, APART => 10, ENOUGH => 10, MORE => 0.25, PER => 600 };
 
-my %spare = (memory => 8e6, descriptors => 16, size => 4e6, dead => 10_000);
+my %spare = (memory => 4e6, descriptors => 16, files => 32, size => 2e6, dead => 10_000);
 
 sub median { my @sorted = sort { $a <=> $b } @_; return @sorted ? $sorted[ $#sorted / 2 ] : undef }
 
@@ -34,10 +35,9 @@ sub of
 		$last = $at;
 		if ($what eq 'process')
 		{
-			my ($pid, $age, $memory, $descriptors) = @values;
+			my ($pid, $age, @quantities) = @values;
 			next if $age < YOUNG;
-			push @{ $series{"$name: memory"} }, [ $at, $memory, $pid ];
-			push @{ $series{"$name: descriptors"} }, [ $at, $descriptors, $pid ];
+			push @{ $series{"$name: $_"} }, [ $at, shift @quantities, $pid ] for qw(memory descriptors files);
 		}
 		else
 		{
@@ -92,7 +92,7 @@ sub _number
 	return $name =~ /(?:memory|size)$/ ? sprintf '%.1f MB', $value / 1e6 : sprintf '%.0f', $value;
 }
 
-# For people: a line per process and one for the tables; then what has grown.
+# For people: a line per process and one for the tables, if there is enough to say; then what has grown.
 sub text
 {
 	my ($growth) = @_;
@@ -104,11 +104,11 @@ sub text
 			defined $it->{per_ten_minutes} ? sprintf ' (in its lives %s%s in ten minutes)', $it->{per_ten_minutes} < 0 ? '' : '+', _number($name, $it->{per_ten_minutes}) : '';
 	};
 	my @lines;
-	for my $who (sort map { /^(.*): memory$/ ? $1 : () } keys %$all)
+	for my $who (sort map { /^(.*): memory$/ && !$all->{$_}{unknown} ? $1 : () } keys %$all)
 	{
-		push @lines, sprintf '%s: %s; %s; %d samples of %d lives', $who, $one->("$who: memory"), $one->("$who: descriptors"), @{ $all->{"$who: memory"} }{qw(samples lives)};
+		push @lines, sprintf '%s: %s; %d samples of %d lives', $who, join('; ', map { $one->("$who: $_") } qw(memory descriptors files)), @{ $all->{"$who: memory"} }{qw(samples lives)};
 	}
-	push @lines, sprintf 'tables: %s; %s; %d samples', $one->('tables: size'), $one->('tables: dead'), $all->{'tables: size'}{samples} if $all->{'tables: size'};
+	push @lines, sprintf 'tables: %s; %s; %d samples', $one->('tables: size'), $one->('tables: dead'), $all->{'tables: size'}{samples} if $all->{'tables: size'} && !$all->{'tables: size'}{unknown};
 	push @lines, map { "  grown: $_: " . $one->($_) =~ s/^\w+ //r } @{ $growth->{grown} };
 	return @lines;
 }

@@ -437,8 +437,9 @@ sub take_samples
 		{
 			my ($started) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (?:\S+ ){19}(\d+) /s or next;
 			my ($memory) = slurp("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m or next;
-			my @descriptors = glob "/proc/$pid/fd/*";
-			printf $samples "%d process %s %d %.2f %d %d\n", $at * 1e6, $name, $pid, $up - $started / POSIX::sysconf(POSIX::_SC_CLK_TCK()), $memory * 1024, scalar @descriptors if @descriptors;
+			my @descriptors = map { readlink // () } glob "/proc/$pid/fd/*";
+			my $files = grep { m{/base/\d+/} } @descriptors;
+			printf $samples "%d process %s %d %.2f %d %d %d\n", $at * 1e6, $name, $pid, $up - $started / POSIX::sysconf(POSIX::_SC_CLK_TCK()), $memory * 1024, @descriptors - $files, $files;
 		}
 	}
 	my $tables = sql(q{SET lock_timeout = '1 s'; SELECT format('%s %s %s', c.oid::regclass, pg_total_relation_size(c.oid), coalesce(s.n_dead_tup, 0))
