@@ -526,6 +526,7 @@ for my $database (qw(postgres effects))
 	print $effect_lines "$lines\n" if $lines ne '';
 }
 close $effect_lines;
+my $pg_net = sql(q{SELECT extversion FROM pg_extension WHERE extname = 'pg_net'});
 my $dead = $contender ? 0 : must('SELECT count(*) FROM outbox.dead_letter') + must('SELECT count(*) FROM outbox.gap');
 end_of($_, 10) for @consumers, $relay // (), $receiver, $effects_receiver;
 
@@ -533,11 +534,11 @@ my $report = Checker->new($work)->report;
 my $log = slurp("$work/server.log") . slurp("$data.log");
 my @crashed = $log =~ /^(.*(?:terminated by signal (?:6|11)\b|PANIC|TRAP).*)$/mg;
 @{$report}{qw(seed version seconds kills dead crashed)} = ($option{seed}, $ENV{PGVERSION}, sprintf('%.0f', $load_ended - $load_began), $kills, $dead, scalar @crashed);
-$report->{contender} = $contender if $contender;
+$report->{contender} = join ' ', $contender, $pg_net || () if $contender;
 my @odd = grep { slurp($_) =~ /^mistake: /m } glob "$work/*.output";
 $report->{events_per_second} = sprintf '%.0f', $report->{events}{committed} / ($load_ended - $load_began);
 $report->{ok} = 0 if $dead || @crashed || $stuck || @odd;
-print $contender ? "\nNot outbox, but $contender, without " . $deliverer->{without} =~ s/,/, /gr . ':' : '', "\nseed $option{seed}, PostgreSQL $ENV{PGVERSION}: $made faults, $kills of them kills, in $report->{seconds} s; $report->{events_per_second} events/s\n", Checker::text($report);
+print $contender ? "\nNot outbox, but $report->{contender}, without " . $deliverer->{without} =~ s/,/, /gr . ':' : '', "\nseed $option{seed}, PostgreSQL $ENV{PGVERSION}: $made faults, $kills of them kills, in $report->{seconds} s; $report->{events_per_second} events/s\n", Checker::text($report);
 print "given up, which the plan does not allow: $dead\n" if $dead;
 print "crashed, and not shot: $_\n" for @crashed[ 0 .. ($#crashed < 5 ? $#crashed : 5) ];
 print "this was not part of the plan: $_\n" . substr(slurp($_), 0, 2000) for @odd;

@@ -5,12 +5,12 @@
 # With the named fault points in it; into the private tree.
 build_faults() {
 	make -s -j"$(nproc)" all FAULTS=1 with_llvm=no >"$scratch/fault-build.log" 2>&1 </dev/null &&
-		make -s install FAULTS=1 with_llvm=no >>"$scratch/fault-build.log" 2>&1 </dev/null &&
-		build_fault_programs || { cat "$scratch/fault-build.log"; return 1; }
+		make -s install FAULTS=1 with_llvm=no >>"$scratch/fault-build.log" 2>&1 </dev/null || { cat "$scratch/fault-build.log"; return 1; }
+	build_fault_programs
 }
 
 build_fault_programs() {
-	make -s -C test/fault >>"$scratch/fault-build.log" 2>&1 </dev/null
+	make -s -C test/fault >"$scratch/fault-programs.log" 2>&1 </dev/null || { cat "$scratch/fault-programs.log"; return 1; }
 }
 
 # run_faults WORK ARGUMENT…: a server, the harness, and its verdict. If $contender is set, without outbox.
