@@ -15,7 +15,7 @@ package Growth;
 use strict;
 use warnings;
 
-use constant { YOUNG => 30, APART => 10, ENOUGH => 10, MORE => 0.25, PER => 600 };
+use constant { YOUNG => 60, APART => 30, ENOUGH => 10, MORE => 0.25, PER => 600 };
 
 my %spare = (memory => 4e6, descriptors => 16, files => 32, size => 2e6, dead => 10_000);
 

@@ -16,7 +16,7 @@ use Time::HiRes qw(time sleep);
 my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1);
 GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'soak', 'only=s', 'contender=s', 'work=s', 'json=s', 'quiet')
 	&& !@ARGV or die "see test/fault/README.md\n";
-$option{pause} //= $option{soak} ? 5 : 0.4;
+$option{pause} //= $option{soak} ? 10 : 0.4;
 $option{seconds} //= 120 unless defined $option{events} || defined $option{kills};
 $option{seed} //= POSIX::floor(time * 1000) % 1_000_000_007;
 my $work = $option{work} or die "--work DIRECTORY\n";
@@ -265,7 +265,7 @@ my @kinds = (
 my @actions = ([ 'kill', 70 ], [ 'error', 11 ], [ 'fatal', 4 ], [ 'term', 6 ], [ 'sleep', 4 ], [ 'stop', 5 ]);
 if ($option{soak})    # lives of minutes, for what grows slowly to be seen
 {
-	for (@kinds, @actions) { $_->[1] *= 0.05 if $_->[0] =~ /kill|term|fatal|fast|immediate/ && $_->[0] ne 'backend-term' }
+	for (@kinds, @actions) { $_->[1] *= 0.02 if $_->[0] =~ /kill|term|fatal|fast|immediate/ && $_->[0] ne 'backend-term' }
 }
 
 # What it takes to come to points that are not passed in the ordinary course of things.

@@ -228,7 +228,7 @@ like(Checker::text($report), qr/^verdict: FAILED$/m, 'the report says so');
 sub samples
 {
 	my (%option) = @_;
-	my %of = (lives => 100, from => 0, memory => sub { 40e6 }, descriptors => sub { 30 }, files => sub { 120 }, size => sub { 5e6 }, dead => sub { 1000 }, %option);
+	my %of = (lives => 150, from => 0, memory => sub { 40e6 }, descriptors => sub { 30 }, files => sub { 120 }, size => sub { 5e6 }, dead => sub { 1000 }, %option);
 	my @lines;
 	for (my $time = $of{from}; $time < 600; $time += 2)
 	{
@@ -249,19 +249,19 @@ sub soaked
 }
 
 is(soaked(samples()), '', 'growth: there is none');
-is(soaked(samples(memory => sub { $_[1] < 30 ? 1e6 * $_[1] : 40e6 }, size => sub { $_[0] < 200 ? 1e5 * $_[0] : 20e6 })), '', 'growth: not of what is young');
-is(soaked(samples(memory => sub { 40e6 + ($_[1] > 94 ? 100e6 : 0) }, size => sub { $_[0] < 400 || $_[0] % 50 ? 5e6 : 400e6 })), '', 'growth: not what is so for a moment');
+is(soaked(samples(memory => sub { $_[1] < 60 ? 6e5 * $_[1] : 40e6 }, size => sub { $_[0] < 200 ? 1e5 * $_[0] : 20e6 })), '', 'growth: not of what is young');
+is(soaked(samples(memory => sub { 40e6 + ($_[1] > 142 ? 100e6 : 0) }, size => sub { $_[0] < 400 || $_[0] % 50 ? 5e6 : 400e6 })), '', 'growth: not what is so for a moment');
 is(soaked(samples(memory => sub { 40e6 + 12_000 * $_[1] })), '', 'growth: not a little');
 is(soaked(samples(memory => sub { 40e6 + 50_000 * $_[1] })), 'worker: memory FAILED', 'growth: memory of a worker, in each of its lives anew');
-is(soaked(samples(memory => sub { 40e6 + 20e6 * int($_[0] / 100) })), 'worker: memory FAILED', 'growth: from life to life');
-is(soaked(samples(lives => 50, memory => sub { 40e6 + 50_000 * $_[1] })), 'worker: memory FAILED', 'growth: in lives that are short');
+is(soaked(samples(memory => sub { 40e6 + 20e6 * int($_[0] / 150) })), 'worker: memory FAILED', 'growth: from life to life');
+is(soaked(samples(lives => 98, memory => sub { 40e6 + 50_000 * $_[1] })), 'worker: memory FAILED', 'growth: in lives that are short');
 is(soaked(samples(descriptors => sub { 30 + $_[1] / 5 })), 'worker: descriptors FAILED', 'growth: descriptors');
 is(soaked(samples(files => sub { 120 + $_[1] / 5 })), 'worker: files FAILED', 'growth: files');
 is(soaked(samples(size => sub { 5e6 + 40_000 * $_[0] })), 'tables: size, two: size FAILED', 'growth: a table');
 is(soaked(samples(dead => sub { 100 * $_[0] })), 'tables: dead, two: dead FAILED', 'growth: dead rows');
 is(soaked(samples(from => 300)), '', 'growth: enough of a shorter run');
 is(soaked(samples(from => 560)), join(', ', map { "$_?" } 'one: dead', 'one: size', 'tables: dead', 'tables: size', 'two: dead', 'two: size', 'worker: descriptors', 'worker: files', 'worker: memory') . ' FAILED', 'growth: nothing can be said of a short one');
-is(soaked(samples(lives => 40)), join(', ', map { "worker: $_?" } qw(descriptors files memory)) . ' FAILED', 'growth: nor of lives that all were too short');
+is(soaked(samples(lives => 80)), join(', ', map { "worker: $_?" } qw(descriptors files memory)) . ' FAILED', 'growth: nor of lives that all were too short');
 is(soaked(), 'everything? FAILED', 'growth: nor without samples');
 ($said, $report) = judged('ledger.1' => [@ledger], 'receiver.log' => [ map { request($_->{s}, $_) } $a, $b, $c ], samples => [ samples(size => sub { 5e6 + 40_000 * $_[0] }) ]);
 is("$said $report->{ok}", ' 1', 'growth: told, and no failure, if it is no soak');
