@@ -171,15 +171,19 @@ now_us(void)
 }
 
 /*
- * Signals.  A thread that libcurl starts inherits the mask of the caller; PostgreSQL's handlers must not run in one.
+ * Signals.  A thread that libcurl starts inherits the mask of the caller; PostgreSQL's handlers must not run in one.  Those of a crash are left alone: while they are blocked the kernel
+ * kills without asking the handler, and nobody would know what was being handled (suspect.c).
  */
 static void
 block_signals(sigset_t *before)
 {
-	sigset_t	all;
+	static const int of_crashes[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+	sigset_t	signals;
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, before);
+	sigfillset(&signals);
+	for (size_t i = 0; i < sizeof(of_crashes) / sizeof(of_crashes[0]); i++)
+		sigdelset(&signals, of_crashes[i]);
+	pthread_sigmask(SIG_SETMASK, &signals, before);
 }
 
 static void
