@@ -1529,6 +1529,16 @@ act(OutboxHttp *http, curl_socket_t fd, uint32_t events)
 		http->broken = true;
 }
 
+/* Those who wait for a name, and places that are free again. */
+static void
+see_to_names(OutboxHttp *http)
+{
+	if (http->abandoned != NULL)
+		end_abandoned(http, now_us());
+	if (http->waiting != NULL)
+		serve_waiting(http);
+}
+
 /* One turn: sockets, timer, what has ended, who waits.  False: there was nothing to do. */
 static bool
 turn(OutboxHttp *http, int64_t deadline)
@@ -1549,10 +1559,7 @@ turn(OutboxHttp *http, int64_t deadline)
 	collect(http);
 	if (http->broken)
 		rebuild(http);
-	if (http->abandoned != NULL)
-		end_abandoned(http, now_us());
-	if (http->waiting != NULL)
-		serve_waiting(http);
+	see_to_names(http);
 	return worked;
 }
 
@@ -1564,6 +1571,8 @@ outbox_http_work(OutboxHttp *http, int64_t budget)
 
 	block_signals(&before);
 	launch_starting(http);
+	if (http->multi == NULL)
+		see_to_names(http);		/* rebuild() has failed: nobody shall wait for that */
 	while (http->multi != NULL && turn(http, deadline) && now_us() < deadline)
 		;
 	restore_signals(&before);
