@@ -123,17 +123,19 @@ install_npm_packages() {
 
 # PostgreSQL finds its directories relative to its own binary.  So a copy of the binaries, beside links to everything else, is a server of its own
 # into which `make install` can put things without touching the system.
+#
+# OUTBOX_SERVER=DIR: not of Debian's server, but of one that lies in DIR as Debian's lies in / (make install DESTDIR=DIR), configured like it but with --enable-cassert, say.
 make_tree() {
-	local tree=$1 from=/usr/lib/postgresql/$PGVERSION share=/usr/share/postgresql/$PGVERSION
+	local tree=$1 of=${OUTBOX_SERVER-} from=/usr/lib/postgresql/$PGVERSION share=/usr/share/postgresql/$PGVERSION
 	local bin=$tree$from/bin
 
 	mkdir -p "$bin" "$tree$from/lib" "$tree$share/extension" "$tree/usr/include"
-	cp "$from"/bin/* "$bin"
-	ln -sf "$from"/lib/* "$tree$from/lib"
-	ln -sf "$share"/* "$tree$share" 2>/dev/null
+	cp "$of$from"/bin/* "$bin"
+	ln -sf "$of$from"/lib/* "$tree$from/lib"
+	ln -sf "$of$share"/* "$tree$share" 2>/dev/null
 	rm -f "$tree$share/extension"/extension
-	ln -sf "$share"/extension/* "$tree$share/extension"
-	ln -sfn /usr/include/postgresql "$tree/usr/include/postgresql"
+	ln -sf "$of$share"/extension/* "$tree$share/extension"
+	ln -sfn "$of/usr/include/postgresql" "$tree/usr/include/postgresql"
 	rm -f "$tree$from/lib"/outbox*.so "$tree$share/extension"/outbox* # of an installed outbox: not ours
 }
 
