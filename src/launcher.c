@@ -427,6 +427,17 @@ tend_slot(int number, TimestampTz now)
 /* ---- the launcher's life ---- */
 
 static void
+pin_settings(void)
+{
+	static const OutboxPinned pinned[] = {
+		{"lock_timeout", "0"},
+		{"synchronous_commit", "local"} /* without waiting for standbys that a copy may not have */
+	};
+
+	outbox_settings_pin(pinned, lengthof(pinned));
+}
+
+static void
 detach_launcher(int code, Datum arg)
 {
 	pg_atomic_write_u32(&launcher->proc, OUTBOX_NO_PROC);
@@ -501,6 +512,7 @@ outbox_launcher_main(Datum main_arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+	pin_settings();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	launcher_context = AllocSetContextCreate(TopMemoryContext, "outbox launcher", ALLOCSET_DEFAULT_SIZES);
@@ -606,20 +618,6 @@ armed_databases(void)
 	return armed;
 }
 
-/* Nothing set for this database or server may delay the lister or change what it does. */
-static void
-force_settings(void)
-{
-	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
-
-	/* durable here, without waiting for standbys that a copy may not have */
-	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 static void
 list_or_disarm(void)
 {
@@ -661,8 +659,8 @@ outbox_lister_main(Datum main_arg)
 
 	if (!enter_listing())
 		return;
+	pin_settings();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(main_arg), InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
-	force_settings();
 	list_or_disarm();
 	pg_atomic_fetch_add_u64(&launcher->listed, 1);
 }

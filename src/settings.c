@@ -241,3 +241,30 @@ outbox_settings_define(void)
 	define_shared_memory();
 	MarkGUCPrefixReserved("outbox");
 }
+
+static void
+pin(const OutboxPinned *pinned, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (GetConfigOption(pinned[i].name, true, false) != NULL)	/* not every version has all of them */
+			SetConfigOption(pinned[i].name, pinned[i].value, PGC_SUSET, PGC_S_OVERRIDE);
+	}
+}
+
+/* What autovacuum does too. */
+void
+outbox_settings_pin(const OutboxPinned *own, int n)
+{
+	static const OutboxPinned everybody[] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"statement_timeout", "0"},
+		{"transaction_timeout", "0"},
+		{"exit_on_error", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"}
+	};
+
+	pin(everybody, lengthof(everybody));
+	pin(own, n);
+}

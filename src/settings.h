@@ -43,4 +43,14 @@ extern PGDLLIMPORT int outbox_max_subscriptions_per_tenant;	/* SIGHUP, 50 */
 
 extern void outbox_settings_define(void);
 
+/* A setting of PostgreSQL's that one of our processes must have, whatever is set for the server, the database or the role. */
+typedef struct OutboxPinned
+{
+	const char *name;
+	const char *value;
+} OutboxPinned;
+
+/* For a process of ours, before its first transaction: what all of them need, and what is its own. */
+extern PGDLLEXPORT void outbox_settings_pin(const OutboxPinned *own, int n);
+
 #endif							/* OUTBOX_SETTINGS_H */

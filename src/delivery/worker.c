@@ -43,19 +43,12 @@ extern PGDLLEXPORT void outbox_worker_main(Datum main_arg);
 static OutboxDatabase *database;
 static int	errors = 0;
 
-/* What autovacuum does too: nothing a role or a database sets may change how we work. */
 static void
 pin_settings(void)
 {
-	static const char *const settings[][2] = {
+	static const OutboxPinned pinned[] = {
 		{"role", "none"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"statement_timeout", "0"},
-		{"transaction_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
 		{"lock_timeout", "200ms"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
 		{"row_security", "off"},
 		{"zero_damaged_pages", "off"},
 		{"session_replication_role", "origin"},
@@ -64,11 +57,7 @@ pin_settings(void)
 		{"jit", "off"}
 	};
 
-	for (int i = 0; i < lengthof(settings); i++)
-	{
-		if (GetConfigOption(settings[i][0], true, false) != NULL)
-			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-	}
+	outbox_settings_pin(pinned, lengthof(pinned));
 }
 
 static WaitEventSet *
@@ -220,8 +209,8 @@ outbox_worker_main(Datum main_arg)
 	if (database == NULL || !OidIsValid(database->database) || !outbox_bell_attach(database))
 		proc_exit(0);
 
-	BackgroundWorkerInitializeConnectionByOid(database->database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	pin_settings();
+	BackgroundWorkerInitializeConnectionByOid(database->database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	pgstat_report_appname("outbox delivery worker");
 
 	database->status.started_at = GetCurrentTimestamp();

@@ -1,5 +1,6 @@
 # Who has been given nothing gets nothing: every function, table, view and sequence of the extension, whichever they are, refuses a stranger (42501), even one who may use the schema. And what a
-# stranger puts in the way (functions and operators of the same names in a schema that comes first, tables in pg_temp) is not run by CREATE EXTENSION, nor by anything it makes.
+# stranger puts in the way (functions and operators of the same names in a schema that comes first, tables and types in pg_temp) is not run by CREATE EXTENSION, by ALTER EXTENSION UPDATE with a worker at work, nor by
+# anything they make.
 use strict;
 use warnings;
 
@@ -103,7 +104,7 @@ sub quietly
 	unlike($said // 'lost', qr/ERROR|lost/, $what // $sql);
 	return $said;
 }
-$session->query(join ';', map { "CREATE TEMP TABLE $_ (id int, name text)" } qw(event subscription secret delivery pg_class pg_proc pg_roles operation cursor));
+$session->query(join ';', map { "CREATE TEMP TABLE $_ (id int, name text)" } qw(event subscription secret delivery pg_class pg_proc pg_roles operation cursor uuid jsonb text timestamptz bytea xid8 name int4 int8));
 quietly('CREATE EXTENSION outbox', 'CREATE EXTENSION, with traps in the way');
 quietly('SELECT outbox.start()');
 quietly("SELECT outbox.subscribe('main', '" . $receiver->url('/ok?main') . q{', network => 'private', types => '{a.**}', filter => '$.n > 0', headers => '{"X-A": "b"}')});
@@ -117,8 +118,45 @@ quietly($_) for q{SELECT outbox.enqueue_many('[{"type": "a.c", "payload": {"n": 
 	q{SELECT outbox.redrive('main')}, q{SELECT outbox.discard('main')}, q{SELECT * FROM outbox.pull('pulled')}, q{SELECT outbox.accept('c', 'm')}, q{SELECT outbox.set_consumer('c', '1 day')}, q{SELECT * FROM outbox.begin_request('s', 'k', 'f')},
 	q{SELECT outbox.verify_webhook('{}', 'x', 'whsec_MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3A=')}, q{CREATE TABLE public.thing (id int PRIMARY KEY, name text)}, q{SELECT outbox.capture('public.thing', '{name}')}, q{SELECT outbox.release('public.thing')}, "CALL outbox.wait_delivered('$id', '1 s', NULL)",
 	q{SELECT outbox.grant_role('trojan', 'operator')}, q{SELECT outbox.revoke_role('trojan', 'operator')}, q{SELECT outbox.stop()}, q{SELECT outbox.unsubscribe('main')};
-$session->close;
 is(sql(q{SELECT string_agg(DISTINCT what, ', ') FROM public.trapped}, 'trap'), '', 'nobody stepped into a trap');
+
+# An update, to a version that was never released and back: its script makes everything anew that can be, and changes a table, while a worker is at work
+my $scripts = `pg_config --sharedir` =~ s/\n//r . '/extension';
+SKIP:
+{
+	skip "cannot write to $scripts", 1 unless -w $scripts;
+	my @made = map { "$scripts/outbox--$_.sql" } '0.1.0--trap', 'trap--0.1.0';
+	my $replaced = '';
+	for (slurp_file("$scripts/outbox--0.1.0.sql") =~ /\G\s*+(?:(?:--|\\)[^\n]*+\n\s*+)*+((?:'(?:[^']|'')*+'|\$\w*\$(?:(?!\$\w*\$).)*+\$\w*\$|\bBEGIN ATOMIC\n.*?\nEND\b|--[^\n]*+\n|[^;'])++;)/gs)
+	{
+		$replaced .= "$_\n" if /^COMMENT/ || s/^CREATE (?=FUNCTION|PROCEDURE|VIEW|TRIGGER)/CREATE OR REPLACE /;
+	}
+	my $count = () = $replaced =~ /^CREATE OR REPLACE/mg;
+	cmp_ok($count, '>=', 120, "an update script that makes $count things anew");
+	my @changes = ("ALTER TABLE outbox.subscription ADD COLUMN later text DEFAULT pg_catalog.upper('x');\nUPDATE outbox.subscription SET later = lower(name || later), labels = labels || '{}' WHERE id > 0;\nCREATE INDEX later ON outbox.subscription (lower(later));\n",
+		"ALTER TABLE outbox.subscription DROP COLUMN later;\n");
+	for my $script (@made)
+	{
+		open my $file, '>', $script or die "$script: $!";
+		print $file $replaced, shift @changes;
+		close $file or die;
+	}
+	my $bodies = q{SET search_path = pg_catalog; SELECT md5(string_agg(oid::text || prosrc || COALESCE(array_to_string(proconfig, ','), ''), '' ORDER BY oid)) FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace};
+	quietly('SELECT outbox.start()');
+	my ($before, $worker) = (sql($bodies, 'trap'), worker_pid($node, 'trap'));
+	quietly(q{SELECT outbox.subscribe('after', '} . $receiver->url('/ok?after') . q{', network => 'private', types => '{a.**}')});
+	for my $version ('trap', '0.1.0')
+	{
+		quietly("ALTER EXTENSION outbox UPDATE TO '$version'", "ALTER EXTENSION UPDATE to $version, with traps in the way");
+		$id = quietly(q{SELECT outbox.enqueue('a.b', '{"n": 5}')});
+		ok(wait_for(sub { grep { $_->{id} eq $id } $receiver->delivered('/ok?after') }, 'the event'), 'an event is delivered');
+	}
+	unlink @made;
+	is(worker_pid($node, 'trap'), $worker, 'by the same worker');
+	is(sql($bodies, 'trap'), $before, 'the functions are what they were');
+	is(sql(q{SELECT string_agg(DISTINCT what, ', ') FROM public.trapped}, 'trap'), '', 'nobody stepped into a trap');
+}
+$session->close;
 sql('DROP EXTENSION outbox', 'trap');
 is(sql(q{SELECT string_agg(DISTINCT what, ', ') FROM public.trapped}, 'trap'), '', 'nor when it was dropped');
 
