@@ -205,33 +205,34 @@ sub _known
 	return { state => $state, type => $type };
 }
 
+# When it was delivered, and which fault ended the worker that did that: the first one after its connection was accepted. None of them, if the answer was lost.
 sub _remember
 {
-	my ($self, $subscription, $p, $s, $at) = @_;
-	my $times = \$subscription->{times}[$p];
-	$$times = '' unless defined $$times;
-	$$times .= "\0" x (8 * ($s + 4096) - length $$times) if length($$times) < 8 * ($s + 1);
-	substr $$times, $s * 8, 8, pack 'q', $at;
-}
-
-# It has been delivered before: how long before the last fault that ends a worker? Or has there been none since?
-sub _repeated
-{
-	my ($self, $subscription, $p, $s, $at) = @_;
-	my $before = unpack 'q', substr $subscription->{times}[$p], $s * 8, 8;
+	my ($self, $subscription, $p, $s, $at, $accepted) = @_;
 	my $faults = $self->{ends};
 	my ($low, $high) = (0, scalar @$faults);
-	while ($low < $high) { my $middle = int(($low + $high) / 2); if ($faults->[$middle] <= $at) { $low = $middle + 1 } else { $high = $middle } }
-	my $fault = $low ? $faults->[ $low - 1 ] : 0;
-	if ($before > $fault) { $self->{repeated_otherwise}++ }
-	else { $self->{ages}{ int(($fault - $before) / 1e5) }++ }    # tenths of a second
-	$self->_remember($subscription, $p, $s, $at);
+	while ($low < $high) { my $middle = int(($low + $high) / 2); if ($faults->[$middle] <= $accepted) { $low = $middle + 1 } else { $high = $middle } }
+	my $times = \$subscription->{times}[$p];
+	$$times = '' unless defined $$times;
+	$$times .= "\0" x (12 * ($s + 4096) - length $$times) if length($$times) < 12 * ($s + 1);
+	substr $$times, $s * 12, 12, pack 'qL', $at, $accepted ? $low : scalar @$faults;
+}
+
+# It has been delivered before: how long before the end of that worker? Or has it been the same one?
+sub _repeated
+{
+	my ($self, $subscription, $p, $s, $at, $accepted) = @_;
+	my ($before, $end) = unpack 'qL', substr $subscription->{times}[$p], $s * 12, 12;
+	my $fault = $self->{ends}[$end];
+	if (!defined $fault || $fault > $at) { $self->{repeated_otherwise}++ }
+	else { $self->{ages}{ $before < $fault ? int(($fault - $before) / 1e5) : 0 }++ }    # tenths of a second
+	$self->_remember($subscription, $p, $s, $at, $accepted);
 }
 
 # A delivery; returns true if it is the first.
 sub _delivered
 {
-	my ($self, $subscription, $event, $at) = @_;
+	my ($self, $subscription, $event, $at, $accepted) = @_;
 	my ($p, $s) = @{$event}{qw(p s)};
 	my $name = "$p.$s ($event->{id}) to $subscription->{name}";
 	$subscription->{deliveries}++;
@@ -240,11 +241,11 @@ sub _delivered
 	if (vec $$done, $s, 1)
 	{
 		$subscription->{duplicates}++;
-		$self->_repeated($subscription, $p, $s, $at) if $at;
+		$self->_repeated($subscription, $p, $s, $at, $accepted) if $at;
 		return 0;
 	}
 	vec($$done, $s, 1) = 1;
-	$self->_remember($subscription, $p, $s, $at) if $at;
+	$self->_remember($subscription, $p, $s, $at, $accepted) if $at;
 	$subscription->{first}++;
 	if (my $dedup = $self->{dedup}{"$p.$s"})
 	{
@@ -348,7 +349,7 @@ sub _read_log
 			my $before = substr $$digests, $s * 8, 8;
 			if ($before eq "\0" x 8) { substr $$digests, $s * 8, 8, $event->{digest} }
 			elsif ($before ne $event->{digest}) { $self->_wrong('changed', "$p.$s ($event->{id}) to $path: other bytes in request $seq") }
-			$self->_delivered($subscription, $event, $at) if $delivers && !$subscription->{effects};
+			$self->_delivered($subscription, $event, $at, $action eq 'lost' ? 0 : $accepted) if $delivers && !$subscription->{effects};
 		}
 		for my $key (keys %keys)
 		{
@@ -384,7 +385,7 @@ sub _read_effects
 			$text =~ /^$payload$/ or return $self->_wrong('changed', "effect of $id: $text");
 			my $event = { id => $id, k => $1, n => $2, p => $3, s => $4 };
 			$self->_known($subscription, $event, 0) or return;
-			$self->_delivered($subscription, $event, 0) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
+			$self->_delivered($subscription, $event, 0, 0) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
 		});
 }
 
