@@ -96,7 +96,7 @@ sub _read_faults
 			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $from, since => $since // $from, lasts => $ended ne '-', any_connection => $ended ne '-' || defined $since, in_flight => 0 };
 		});
 	$self->{faults} = [ sort { $a->{since} <=> $b->{since} } @{ $self->{faults} } ];
-	$self->{ends} = [ map { $_->{at} } grep { !$_->{lasts} } @{ $self->{faults} } ];
+	$self->{ends} = [ map { $_->{at} } grep { !$_->{any_connection} } @{ $self->{faults} } ];
 }
 
 sub _read_ledger

@@ -97,7 +97,7 @@ is($report->{events}{committed}, 3, 'it has counted');
 ($said, $report) = with([ request(1, $a, action => '500'), request(1.5, $a, action => 'lost', how => 'cut'), request(2, $a), request(3, $b, how => 'gone'), request(4, $b, accepted => $start + $second * 3.5), request(5, $c) ]);
 is($said, '', 'refused, and repeated after an answer that was lost or a crash');
 is($report->{duplicates}, 2, 'what was repeated is counted');
-($said, $report) = with([ request(1, $a), request(4.25, $a, accepted => $start + 4 * $second), request(5, $b), request(6, $c), request(7, $c) ], faults => [ $start + int(3.45 * $second) . " worker-kill -\n" ]);
+($said, $report) = with([ request(1, $a), request(4.25, $a, accepted => $start + 4 * $second), request(5, $b), map({ request($_, $c, accepted => $start + 4 * $second) } 6, 7) ], faults => [ $start + int(3.45 * $second) . " worker-kill -\n" ]);
 is("$said $report->{repeated_after_faults} $report->{repeated_from}{max} $report->{repeated_otherwise}", ' 1 2.5 1', 'so is how long before a fault it had been delivered, and what no fault explains');
 ($said, $report) = with([ request(1, $a), request(1.4, $b), request(6, $a, accepted => $start + 5.5 * $second), request(7, $b, accepted => $start + 5.5 * $second), request(8, $c) ],
 	faults => [ map { $start + int($_ * $second) . " worker-kill -\n" } 1.35, 5 ]);
