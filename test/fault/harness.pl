@@ -513,8 +513,8 @@ say_it('no more faults; producers end');
 for (@producers) { kill 'TERM', $_ }
 for my $pid (@producers) { end_of($pid, 90) or say_it("a producer did not end well: $work/$running{$pid}.output") }
 
-# When the deliverer says that it is done, it is given another second: whether it is, the judge will say.
-my $drained = wait_until($option{limit} + 30, sub {
+# When the deliverer says that it is done, it is given another second: whether it is, the judge will say. Who has fallen behind has not lost what is left: a contender gets more time, which is told.
+my $drained = wait_until(($contender ? 10 : 1) * $option{limit} + 30, sub {
 		my $left = sql($deliverer->{left});
 		return defined $left && $left eq '0' });
 say_it($drained ? 'drained' : 'NOT DRAINED');
