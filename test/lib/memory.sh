@@ -26,13 +26,13 @@ wrap_server() {
 # A frame in which our code is (--fullpath-after), or what it brought along; and what PostgreSQL writes with gaps in it, whoever asks for that.
 export ours='\(src/\S+:\d+\)|outbox\.so|libcurl|libssl|libcrypto' not_ours='RelationCacheInitializePhase3|XLogFlush|XLogInsert'
 
-# What was said of memory, in files of $reports, and by UndefinedBehaviorSanitizer, which knows no such file, in the servers' logs: none of it may be there.
+# What was said of memory, in files of $reports and in servers' logs: none of it may be there.
 judge_reports() {
 	local began=$SECONDS found
 	found=$(
 		find "$reports" -type f -name 'valgrind.*' -exec perl -0777 -ne 'for (split /^==\d+== *\n/m) { print "$_\n" if /^==\d+==\s+at 0x/m && /$ENV{ours}/ && !/$ENV{not_ours}/ }' {} +
 		find "$reports" -type f -name 'sanitizer*' -exec cat {} +
-		find "$scratch" -type f -name '*.log' -exec grep -h -A 20 ': runtime error: ' {} +
+		find "$scratch" -type f -name '*.log' -exec grep -h -A 12 ': runtime error: ' {} +
 	)
 	if [ -z "$found" ]; then
 		passed=$((passed + 1))
@@ -52,10 +52,13 @@ build_sanitized() {
 	run_build || { unset COPT; return 1; }
 	unset COPT
 	# AddressSanitizer begins with the first malloc(). Made by libgpg-error, under a lock of gettext's, that one would hang: so this one comes first.
+	# UndefinedBehaviorSanitizer begins when it has something to say, and finds the name of the process where its environment was: so its options are told here. It says it to the server's log.
 	echo '#include <stdlib.h>
-		__attribute__((constructor)) static void begin(void) { free(malloc(1)); }' | gcc -x c -shared -fPIC -fno-builtin -Wl,-z,initfirst -o "$scratch/first.so" - || return 1
+		__attribute__((constructor)) static void begin(void) { free(malloc(1)); }
+		const char *__ubsan_default_options(void) { return "print_stacktrace=1:abort_on_error=1"; }' |
+		gcc -x c -shared -fPIC -fno-builtin -Wl,-z,initfirst -o "$scratch/first.so" - || return 1
 	wrap_server "export LD_PRELOAD=$(gcc -print-file-name=libasan.so):$scratch/first.so:\$LD_PRELOAD
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:log_path=$reports/sanitizer UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:log_path=$reports/sanitizer"
 }
 
 build_for_valgrind() {
