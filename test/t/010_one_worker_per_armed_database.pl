@@ -95,6 +95,13 @@ for my $command ('DROP DATABASE three', 'ALTER DATABASE three RENAME TO mine', '
 	isnt($code, 0, "$command: not by a stranger");
 }
 is(worker_pid($node, 'three'), $pid, 'who may not do it does not even disturb the worker');
+$node->safe_psql('postgres', 'CREATE DATABASE forced TEMPLATE three');
+$node->safe_psql('forced', 'SELECT outbox.start()');
+workers_become('forced one postgres three', 'a clone can be started');
+my $connected = session($node, 'forced');
+$connected->query('SELECT 1');
+$node->safe_psql('postgres', 'DROP DATABASE forced WITH (FORCE)');
+is($connected->query('SELECT 1'), undef, 'DROP DATABASE WITH (FORCE) ends sessions');
 $node->safe_psql('postgres', 'DROP DATABASE three');
 launcher_has_looked();
 is(workers(), 'one postgres', 'DROP DATABASE succeeds, and the worker stays away');

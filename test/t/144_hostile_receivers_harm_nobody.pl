@@ -82,7 +82,8 @@ my $can_measure = -r "/proc/$worker/status";
 my $peak = $can_measure ? peak($worker) : 0;
 my $session = session($node);
 sub list { my (%list) = @_; return join ', ', map { "$_ => '$list{$_}'" } sort keys %list }
-my %at = ((map { ($_ => $peer->url("/$_")) } keys %hostile), slammed => $slammed->url('/'));
+$hostile{handshake} = ['timeout'];    # a TLS handshake that nobody answers
+my %at = ((map { ($_ => $peer->url("/$_")) } keys %hostile), slammed => $slammed->url('/'), handshake => $deaf->url('/') =~ s/^http:/https:/r);
 $session->query("SELECT outbox.subscribe('$_', '$at{$_}', types => '{all}', network => 'private', " . list(%options, ($hostile{$_}[0] // '') =~ /^timeout/ ? %short : %long) . ') IS NOT NULL') for sort keys %at;
 $session->query("SELECT outbox.subscribe('deaf', '" . $deaf->url('/') . "', types => '{large}', network => 'private', " . list(%options, %short) . ') IS NOT NULL');
 subscribe($node, 'patience', $peer->url('/patience'), types => ['all'], timeout => '10 min', max_in_flight => 10);

@@ -1,5 +1,5 @@
 # Whatever arguments are given to whatever function of the extension, the answer is a result or an error that says what is wrong: no crash, no internal error, and the worker lives through what
-# comes of it. The calls are made up from a seed ($OUTBOX_FUZZ_SEED) for $OUTBOX_FUZZ_SECONDS: test/fuzz runs this for longer.
+# comes of it. Also in a database of SQL_ASCII, where text can be any bytes. The calls are made up from a seed ($OUTBOX_FUZZ_SEED) for $OUTBOX_FUZZ_SECONDS: test/fuzz runs this for longer.
 use strict;
 use warnings;
 
@@ -17,11 +17,18 @@ diag "seed $seed";
 
 my $node = outbox_node('main', key => 1, conf => [ 'log_error_verbosity = verbose', "outbox.maintenance_interval = '1s'", "outbox.segment_size = '64kB'" ]);
 my $receiver = Outbox::Receiver->new(fsync => 0);
-sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }
-subscribe($node, 'main', $receiver->url('/ok?main'));
-sql(q{SELECT outbox.subscribe('pulled', types => '{a.**}')});
-sql(q{CREATE TABLE thing (id int PRIMARY KEY, name text); CREATE VIEW seen AS SELECT * FROM thing; CREATE ROLE somebody; CREATE ROLE boss; SELECT outbox.grant_role('boss', 'operator')});
-my @ids = map { enqueue($node, 'a.b', $_, key => 'k') } 1 .. 5;
+sub sql { my ($sql, $database) = @_; return $node->safe_psql($database // 'postgres', $sql) }
+sql('CREATE ROLE somebody; CREATE ROLE boss');
+sql(q{CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'});
+install($node, 'bytes');
+my @ids;
+for my $database (qw(bytes postgres))
+{
+	subscribe($node, 'main', $receiver->url('/ok?main'), database => $database);
+	sql(q{SELECT outbox.subscribe('pulled', types => '{a.**}')}, $database);
+	sql(q{CREATE TABLE thing (id int PRIMARY KEY, name text); CREATE VIEW seen AS SELECT * FROM thing; SELECT outbox.grant_role('boss', 'operator')}, $database);
+	push @ids, map { enqueue($node, 'a.b', $_, key => 'k', database => $database) } 1 .. 5;
+}
 my $secret = sql(q{SELECT outbox.rotate_secret('main')});
 
 # ---- nasty values of every type ---------------------------------------------------------------------------------------------------------------------
@@ -30,10 +37,12 @@ my $url = $receiver->url('/ok?fuzz');
 my @text = map { literal($_) } '', ' ', 'x', 'main', 'pulled', 'a.b', 'a.**', '**', '*', '.', 'a..b', '%s%n%d', "'; --", '\\', '-1', '0', 'NaN', 'infinity', 'now', 'earliest', '2000-01-01', '294276-12-31', 'publisher', 'operator', 'push',
 	'pull', 'key', 'none', 'skip', 'block', 'public', 'private', 'binary', 'structured', 'batch', 'signing', 'headers', $url, 'http://127.0.0.1:1/', 'http://[::1]:1/', 'http://127.0.0.1:99999/', 'http://', 'https://[', 'file:///etc/passwd', $secret, 'whsec_', 'whsec_AAAA',
 	'application/json', 'text/plain; charset=utf-8', '{', '[]', '$', '$.a > 1', 'name', 'thing';
+push @text, map { "E'$_'" } '\xff', 'a\xc3', '\xe4\xb8', '\xf0\x9f\x98.b', '\x80\xed\xa0\x80';    # no text in UTF-8
 push @text, 'NULL', q{repeat('x', 128)}, q{repeat('x', 129)}, q{repeat('x', 1025)}, q{repeat('x', 300000)}, q{E'\x01'}, q{E'a\nb'}, q{E'a\rb: c'}, q{U&'\00dc\+01f600'}, q{repeat(U&'\+01f600', 300)};
 my @json = map { literal($_) } 'null', 'true', '0', '-1e300', '"x"', '""', '{}', '[]', '[null]', '[[]]', '{"a": null}', '{"a": {"b": [1]}}', '{"x-a": "b"}', '{"x-a": 1}', '{"host": "x"}', '{"a b": "c"}', '{"webhook-id": "x", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}',
 	'{"webhook-id": "x", "webhook-timestamp": "99999999999999999999", "webhook-signature": ""}', '[{"type": "a.b", "payload": 1}]', '[{"type": "a.b"}]', '[{"type": null, "payload": null}]', '[{"type": "a.b", "payload": {}, "deliver_at": "infinity"}]',
 	'[{"type": "a.b", "payload": {}, "deliver_at": "x", "key": 1}]', '[{"type": "a.b", "payload": 1, "dedup_key": "d"}, {"type": "a.b", "payload": 1, "dedup_key": "d"}]', '{"armed": {"warning": "x"}}', '{"armed": {"warning": null, "critical": 1e100}}', '{"launcher": 1}';
+push @json, map { "E'$_'" } '"\xff"', '{"x-a": "\xc3"}', '{"\xe4": 1}', '[{"type": "a.\xff", "payload": "\x80"}]';
 push @json, 'NULL', q{(repeat('[', 500) || repeat(']', 500))::jsonb}, q{to_jsonb(repeat('x', 2000000))}, q{(SELECT jsonb_object_agg('x-' || i, 'y') FROM generate_series(1, 2000) AS i)}, q{(SELECT jsonb_agg('{"type": "a.b", "payload": 1}'::jsonb) FROM generate_series(1, 300))};
 my @ints = qw(NULL 0 -1 1 2 10 100 1000 2147483647 (-2147483648));
 my @uuids = ('NULL', (map { literal($_) } @ids, '00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '01900000-0000-7000-8000-000000000000'), 'gen_random_uuid()');
@@ -84,18 +93,18 @@ sub call
 my ($calls, %codes, %called, $lost, @wrong) = (0);
 sub connected
 {
-	my ($role) = @_;
-	my $session = session($node);
+	my ($role, $database) = @_;
+	my $session = session($node, $database);
 	$session->query("SET statement_timeout = '2s'; SET client_min_messages = error; SET default_statistics_target = 10" . ($role ? "; SET ROLE $role" : ''));
 	return $session;
 }
-my @sessions = (connected(), connected(), connected('boss'));
+my @sessions = (connected(), connected(), connected('boss'), connected(undef, 'bytes'));
 my $until = time + $seconds;
-CALLS: while (time < $until || $calls < 3 * @functions)
+CALLS: while (time < $until || $calls < @sessions * @functions)
 {
 	for my $session (@sessions)
 	{
-		my $f = $calls < 3 * @functions ? $functions[ int($calls / 3) ] : pick(\@functions);
+		my $f = $calls < @sessions * @functions ? $functions[ int($calls / @sessions) ] : pick(\@functions);
 		my $sql = call($f);
 		my $block = $f->{call} ne 'p' && $f->{name} ne 'maintain' && rand() < 0.3;
 		$session->query('BEGIN') if $block;
@@ -121,10 +130,14 @@ is(join(' ', grep { !$called{$_} } map { $_->{name} } @functions), '', 'every fu
 
 if (defined $lost) { wait_for(sub { is_reachable($node) }, 'the server') }
 $_->close for @sessions;
-sql(q{SELECT outbox.start(); SELECT outbox.unsubscribe(name) FROM outbox.subscription});
-subscribe($node, 'after', $receiver->url('/ok?after'), types => ['after']);
-my $id = enqueue($node, 'after', 1);
-ok(wait_for(sub { grep { $_->{id} eq $id } $receiver->delivered('/ok?after') }, 'a delivery', 60), 'an event is delivered');
+$receiver = Outbox::Receiver->new(fsync => 0);    # one whose log can be read
+for my $database (qw(postgres bytes))
+{
+	sql(q{SELECT outbox.start(); SELECT outbox.unsubscribe(name) FROM outbox.subscription}, $database);
+	subscribe($node, 'after', $receiver->url('/ok?after'), types => ['after'], database => $database);
+	my $id = enqueue($node, 'after', 1, database => $database);
+	ok(wait_for(sub { grep { $_->{id} eq $id } $receiver->delivered('/ok?after') }, 'a delivery', 60), "an event is delivered from $database");
+}
 my $log = slurp_file($node->logfile);
 unlike($log, qr/PANIC|TRAP:|terminated by signal|stack smashing/, 'nobody crashed') or diag join "\n", grep { /PANIC|TRAP:|terminated by signal|Failed process/ } split /\n/, $log;
 my @internal = grep { /XX\d\d\d:|cache lookup failed|unrecognized node/ } split /\n/, $log;

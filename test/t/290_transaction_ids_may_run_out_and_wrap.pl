@@ -1,4 +1,4 @@
-# Transaction ids. When the server has none left, what is recorded is not sent again and again, no worker storms, and anti-wraparound vacuum works on our tables although they have no autovacuum; then everything goes on
+# Numbers that come to their end. When the server has no transaction ids left, what was sent is not sent again and again, no worker storms, and anti-wraparound vacuum works on our tables although they have no autovacuum; then everything goes on
 # by itself. When the ids pass 2^32, what is committed before, behind and across that moment is delivered: once, in order of its key, also by a worker that begins in between.
 use strict;
 use warnings;
@@ -116,6 +116,15 @@ is(sql(q{SELECT outbox.accept('c', 'before')}), 'f', 'and not accepted');
 sql('SELECT outbox.maintain()') for 1 .. 3;
 ok(wait_for(sub { sql(q{SELECT count(*) FROM outbox.event WHERE xid < '4294967296'}) == 0 }, 'segments being emptied', 60), 'segments from before are emptied');
 sql('VACUUM');
+
+# ---- ids of subscriptions ----------------------------------------------------------------------------------------------------------------------------------
+
+sql('ALTER TABLE outbox.subscription ALTER id RESTART WITH 2147483647');
+subscribe($node, 'last', $receiver->url(path('last')), types => ['load.made']);
+my $for_last = enqueue($node, 'load.made', '"for the last one"');
+ok(wait_for(sub { grep { $_->{id} eq $for_last } $receiver->delivered(path('last')) }, 'the last subscription'), 'the last subscription that there can be gets its events');
+(undef, undef, $said) = $node->psql('postgres', q{\set VERBOSITY verbose}."\n".q{SELECT outbox.subscribe('more', 'https://example.com/')});
+like($said, qr/ERROR:  2200H: /, 'another one is refused');
 is(sql(q{SELECT count(*) FROM outbox.dead_letter}), '0', 'nothing was given up');
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal|XX\d\d\d|could not access status|found xmin/, 'nobody crashed, nothing is damaged');
 

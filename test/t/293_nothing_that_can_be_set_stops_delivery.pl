@@ -1,5 +1,5 @@
 # Whatever a session's settings can be changed to, for the server, for a database or for the role that the worker runs as: launcher, lister and worker do what they always do. Every setting that a session may have is set to a
-# nasty value: switches turned, numbers at their least, the last of the alternatives; and the worker's role and database are closed to everybody.
+# nasty value: switches turned, numbers at their least, the last of the alternatives; and the worker's role and database are closed to everybody. Nor does it matter that a role that made subscriptions is gone.
 use strict;
 use warnings;
 
@@ -65,6 +65,13 @@ ask(q{CREATE TABLE thing (id int PRIMARY KEY, at timestamptz, x float8, name tex
 sub status { my ($id, $name) = @_; return ask("SELECT status FROM outbox.event_status('$id') WHERE subscription = '$name'") }
 sub wait_for_status { my ($id, $name, $status) = @_; return ok(wait_for(sub { status($id, $name) eq $status }, "$status"), "$name: $status") }
 
+# Who subscribed is gone
+ask(q{CREATE ROLE boss; SELECT outbox.grant_role('boss', 'operator')});
+ask('SET ROLE boss');
+push_to('of-boss', '/ok?boss', q{types => '{order.*}', filter => '$.total > 1.5'});
+ask('RESET ROLE');
+ask(q{SELECT outbox.revoke_role('boss', 'operator'); DROP ROLE boss});
+
 sub works
 {
 	my ($what) = @_;
@@ -78,6 +85,7 @@ sub works
 	wait_for_status($thing, 'batch', 'delivered');
 	wait_for_status($bad, 'refused', 'dead');
 	wait_for_status($soon, 'plain', 'delivered');
+	wait_for_status($soon, 'of-boss', 'delivered');
 	is(status($small, 'plain') || 'unmatched', 'unmatched', 'a filter is looked at');
 	my ($request) = $receiver->of('/random/8/5?plain', $id);
 	utf8::encode(my $expected = qq({"x": 0.0000001, "what": "d\x{e9}j\x{e0} vu \x{20ac}", "total": 2.50}));
