@@ -15,7 +15,7 @@ use Test::More;
 package Part { our @ISA = 'Outbox::Receiver'; sub requests { my ($self, $path) = @_; return grep { !defined $path || $_->{path} eq $path } @{ $self->{parts} } } }
 
 my $old = outbox_node('old', server => old_server(), key => 1, arm => 0,
-	conf => [ 'fsync = off', "outbox.segment_size = '64kB'", "outbox.maintenance_interval = '1s'", "outbox.source = 'urn:outbox:shop'" ]);
+	conf => [ 'fsync = off', "outbox.segment_size = '128kB'", "outbox.maintenance_interval = '1s'", "outbox.source = 'urn:outbox:shop'" ]);
 my $receiver = Outbox::Receiver->new(fsync => 0);
 
 sub sql { my ($sql, $server, $database) = @_; return ($server // $old)->safe_psql($database // 'postgres', $sql) }
@@ -27,7 +27,7 @@ sub is_healthy
 	my ($server, $expected, $what) = @_;
 	my $found;
 	wait_for(sub { ($found = health($server)) eq $expected }, $what);
-	is($found, $expected, $what);
+	is($found, $expected, $what) or diag sql(q{SELECT check_name, subject, value, threshold, detail FROM outbox.health() WHERE status <> 'ok'}, $server);
 }
 
 # Every row of every table of the extension, and every sequence, in short
@@ -136,7 +136,7 @@ sub upgrade
 {
 	my ($mode) = @_;
 	my $from = $old->basedir . "/$mode";
-	my $new = new_node("new-$mode", conf => [ "shared_preload_libraries = 'outbox'", "outbox.secret_key_file = '" . key_file($old) . "'", "outbox.segment_size = '64kB'",
+	my $new = new_node("new-$mode", conf => [ "shared_preload_libraries = 'outbox'", "outbox.secret_key_file = '" . key_file($old) . "'", "outbox.segment_size = '128kB'",
 		"outbox.maintenance_interval = '1s'", "outbox.source = 'urn:outbox:shop'" ]);
 	my $sent = () = $receiver->requests;
 	system_or_bail('cp', '-a', $old->data_dir, $from);
