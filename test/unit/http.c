@@ -31,6 +31,13 @@
 
 #include "tap.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#define ignore_leaks(yes) ((yes) ? __lsan_disable() : __lsan_enable())
+#else
+#define ignore_leaks(yes) ((void) 0)
+#endif
+
 #define SECOND INT64_C(1000000)
 #define MANY 40
 
@@ -1167,6 +1174,7 @@ test_unknown_name(OutboxHttp *http)
 	OutboxEndpoint endpoint = endpoint_of(url("http", "unknown.test", plain_server.port, 1), OUTBOX_NETWORK_PRIVATE);
 	int			failed = 0;
 
+	ignore_leaks(true);			/* libcurl 8.14.1 loses some of the names that are not found */
 	for (int i = 0; i < MANY; i++)
 		start(http, &endpoint);
 	for (int i = 0; i < MANY; i++)
@@ -1179,6 +1187,7 @@ test_unknown_name(OutboxHttp *http)
 		outbox_exchange_free(x);
 	}
 	ok(failed == MANY, "an unknown name fails all %d that wait for it", MANY);
+	ignore_leaks(false);
 }
 
 /* One name hangs; another is served meanwhile; those that wait for the first time out. */
