@@ -69,6 +69,17 @@ outbox_copies_look(void)
 		note_copy();
 }
 
+void
+outbox_copies_refuse_upgrade(void)
+{
+	if (exists(QUIET_FILE))
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("outbox: this server was restored from a copy, and delivery is not stopped yet"),
+				errdetail("Upgraded, it would deliver what its original delivers."),
+				errhint("Start it with outbox.enabled = on, wait until the file \"%s\" is gone, and shut it down.", QUIET_FILE));
+}
+
 bool
 outbox_copies_quiet(void)
 {

@@ -9,6 +9,9 @@
 /* At preload, in the postmaster: decides, and notes it durably. */
 extern void outbox_copies_look(void);
 
+/* In the postmaster of pg_upgrade: fails if there is a copy to be silenced, for the upgraded server would not know. */
+extern void outbox_copies_refuse_upgrade(void);
+
 /* Is there a copy to be silenced?  As long as this is true no delivery worker may start. */
 extern bool outbox_copies_quiet(void);
 

@@ -55,7 +55,6 @@ open_current(OutboxDatabase *database)
 	{
 		uint32		current = pg_atomic_read_u32(&database->current);
 		Oid			segment;
-		Relation	heap = NULL;
 
 		if (current == OUTBOX_NO_SEGMENT)
 		{
@@ -70,10 +69,9 @@ open_current(OutboxDatabase *database)
 				continue;
 			LockRelationOid(segment, RowExclusiveLock);
 		}
-		if (pg_atomic_read_u32(&database->current) == current)
-			heap = try_table_open(segment, NoLock);
-		if (heap != NULL)
-			return heap;
+		/* It exists: with its lock we would have heard that it was dropped, and the catalog with us. */
+		if (pg_atomic_read_u32(&database->current) == current && outbox_catalog_required()->segments[current] == segment)
+			return table_open(segment, NoLock);
 		UnlockRelationOid(segment, RowExclusiveLock);
 	}
 }

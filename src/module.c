@@ -63,9 +63,12 @@ _PG_init(void)
 	outbox_yield_install();
 	outbox_capture_arguments_install();
 
-	/* pg_upgrade's servers deliver nothing, and are no copies */
+	/* the servers that pg_upgrade starts deliver nothing */
 	if (IsBinaryUpgrade)
+	{
+		outbox_copies_refuse_upgrade();
 		return;
+	}
 	outbox_copies_look();
 	outbox_launcher_register();
 }

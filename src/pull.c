@@ -195,7 +195,7 @@ read_subscription(text *name, int32 *id, bool *pull)
 	HeapTuple	tuple;
 	bool		isnull;
 
-	ScanKeyEntryInitialize(&key, 0, SUBSCRIPTION_NAME, BTEqualStrategyNumber, InvalidOid, DEFAULT_COLLATION_OID, F_TEXTEQ, PointerGetDatum(name));
+	ScanKeyEntryInitialize(&key, 0, SUBSCRIPTION_NAME, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, PointerGetDatum(name));
 	scan = systable_beginscan(heap, by_name, OidIsValid(by_name), snapshot, 1, &key);
 	tuple = systable_getnext(scan);
 	if (tuple != NULL)
@@ -363,6 +363,7 @@ ask(OutboxDatabase *of, OutboxCall *call, text *name)
 /* ---- pull ---- */
 
 #define PULLED_COLUMNS 13
+#define ROWS_BLOCK (16 * 1024)
 
 /* Rows on their way to the caller, in the order of the lease, which is as a rule that of the log. */
 typedef struct Rows
@@ -416,12 +417,31 @@ return_events(ReturnSetInfo *result, const OutboxCall *call)
 	ExecDropSingleTupleTableSlot(slot);
 }
 
+/*
+ * Rows go into the caller's result.  Their memory is of its own, in small blocks: in the query's, whose blocks double, a hundred rows go just past what malloc keeps between two calls, and
+ * every call would get and give back pages of the system's.
+ */
+static ReturnSetInfo *
+begin_rows(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext caller;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);	/* to look up the OUT arguments takes longer than the call */
+	tuplestore_end(result->setResult);
+	caller = MemoryContextSwitchTo(AllocSetContextCreate(result->econtext->ecxt_per_query_memory, "outbox pull", 0, ROWS_BLOCK, ROWS_BLOCK));
+	result->setResult = tuplestore_begin_heap((result->allowedModes & SFRM_Materialize_Random) != 0, false, work_mem);
+	MemoryContextSwitchTo(caller);
+	return result;
+}
+
 /* pull(subscription text, max_events integer, lease interval) → (event_id, type, key, …, attempt, token, leased_until): see the install script. */
 PG_FUNCTION_INFO_V1(outbox_pull);
 Datum
 outbox_pull(PG_FUNCTION_ARGS)
 {
 	OutboxDatabase *of = this_database("outbox.pull()");
+	ReturnSetInfo *result;
 	OutboxCall *call;
 	int			most;
 
@@ -440,11 +460,11 @@ outbox_pull(PG_FUNCTION_ARGS)
 	call->lease = span_argument(fcinfo, 2, "lease", SHORTEST_LEASE, LONGEST_LEASE, "100 ms and 12 h");
 	call->subscription = find_subscription(PG_GETARG_TEXT_PP(0));
 	call->token = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);	/* to look up the OUT arguments takes longer than the call */
+	result = begin_rows(fcinfo);
 
 	ask(of, call, PG_GETARG_TEXT_PP(0));
 	if (call->n > 0)
-		return_events((ReturnSetInfo *) fcinfo->resultinfo, call);
+		return_events(result, call);
 	return (Datum) 0;
 }
 

@@ -216,7 +216,7 @@ count_part(OutboxLane *lane, Gap *gap, OutboxLog *log, OutboxPosition position, 
 			}
 			(*seen)++;
 			if (!outbox_subscription_wants(lane->subscription, chunk, j) ||
-				outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id) ||
+				outbox_lane_is_settled(lane, chunk, j) ||
 				outbox_item_exception(lane->subscription->id, &event->id) != NULL)
 				continue;
 			if (!gap->has_first)

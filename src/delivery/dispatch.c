@@ -222,7 +222,7 @@ offer(OutboxLane *lane, OutboxChunk *chunk, int index)
 
 	if (!lane->at_head || !outbox_subscription_wants(lane->subscription, chunk, index))
 		return;
-	if (outbox_chunk_is_settled(chunk, lane->subscription->id, &chunk->events[index].event.id))
+	if (outbox_lane_is_settled(lane, chunk, index))
 		return;
 	if (outbox_lane_has_room(lane))
 	{
@@ -257,11 +257,9 @@ outbox_dispatch_fetching(void)
 static bool
 is_for(OutboxLane *lane, OutboxChunk *chunk, int index)
 {
-	const OutboxEvent *event = &chunk->events[index].event;
-
-	return !outbox_lane_is_before_start(lane, event->xid) &&
+	return !outbox_lane_is_before_start(lane, chunk->events[index].event.xid) &&
 		outbox_subscription_wants(lane->subscription, chunk, index) &&
-		!outbox_chunk_is_settled(chunk, lane->subscription->id, &event->id);
+		!outbox_lane_is_settled(lane, chunk, index);
 }
 
 void
@@ -753,7 +751,7 @@ outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exchange, int64
 /* ---- cursors ---- */
 
 bool
-outbox_dispatch_pass_overtaken(TimestampTz now)
+outbox_dispatch_pass_overtaken(void)
 {
 	bool		young = false;
 	ListCell   *cell;
@@ -763,7 +761,21 @@ outbox_dispatch_pass_overtaken(TimestampTz now)
 		OutboxLane *lane = lfirst(cell);
 
 		if (lane->n_outstanding > 0)
-			young |= outbox_lane_pass_overtaken(lane, now, false);
+			young |= outbox_lane_pass_overtaken(lane, false);
 	}
 	return young;
+}
+
+void
+outbox_dispatch_mark(uint64 items)
+{
+	ListCell   *cell;
+
+	foreach(cell, outbox_lane_all())
+	{
+		OutboxLane *lane = lfirst(cell);
+
+		if (lane->max_done_seq - lane->marked_done_seq >= items)
+			lane->marked_done_seq = lane->max_done_seq;
+	}
 }

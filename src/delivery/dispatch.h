@@ -54,7 +54,10 @@ extern void outbox_dispatch_returned(OutboxItem *item, const OutboxExchange *exc
 
 /* ---- cursors ---- */
 
-/* Notes rows for items that were overtaken, so that cursors can pass them. True: for some it is too early yet. */
-extern bool outbox_dispatch_pass_overtaken(TimestampTz now);
+/* Notes rows for items that were overtaken before the lane's mark was set, so that cursors can pass them. True: for some it is too early yet. */
+extern bool outbox_dispatch_pass_overtaken(void);
+
+/* What has been overtaken by now gets a row the next time: of all lanes, or of those that have finished so many items since their last mark. */
+extern void outbox_dispatch_mark(uint64 items);
 
 #endif							/* OUTBOX_DISPATCH_H */

@@ -171,15 +171,19 @@ now_us(void)
 }
 
 /*
- * Signals.  A thread that libcurl starts inherits the mask of the caller; PostgreSQL's handlers must not run in one.
+ * Signals.  A thread that libcurl starts inherits the mask of the caller; PostgreSQL's handlers must not run in one.  Those of a crash are left alone: while they are blocked the kernel
+ * kills without asking the handler, and nobody would know what was being handled (suspect.c).
  */
 static void
 block_signals(sigset_t *before)
 {
-	sigset_t	all;
+	static const int of_crashes[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+	sigset_t	signals;
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, before);
+	sigfillset(&signals);
+	for (size_t i = 0; i < sizeof(of_crashes) / sizeof(of_crashes[0]); i++)
+		sigdelset(&signals, of_crashes[i]);
+	pthread_sigmask(SIG_SETMASK, &signals, before);
 }
 
 static void
@@ -1525,6 +1529,16 @@ act(OutboxHttp *http, curl_socket_t fd, uint32_t events)
 		http->broken = true;
 }
 
+/* Those who wait for a name, and places that are free again. */
+static void
+see_to_names(OutboxHttp *http)
+{
+	if (http->abandoned != NULL)
+		end_abandoned(http, now_us());
+	if (http->waiting != NULL)
+		serve_waiting(http);
+}
+
 /* One turn: sockets, timer, what has ended, who waits.  False: there was nothing to do. */
 static bool
 turn(OutboxHttp *http, int64_t deadline)
@@ -1545,10 +1559,7 @@ turn(OutboxHttp *http, int64_t deadline)
 	collect(http);
 	if (http->broken)
 		rebuild(http);
-	if (http->abandoned != NULL)
-		end_abandoned(http, now_us());
-	if (http->waiting != NULL)
-		serve_waiting(http);
+	see_to_names(http);
 	return worked;
 }
 
@@ -1560,6 +1571,8 @@ outbox_http_work(OutboxHttp *http, int64_t budget)
 
 	block_signals(&before);
 	launch_starting(http);
+	if (http->multi == NULL)
+		see_to_names(http);		/* rebuild() has failed: nobody shall wait for that */
 	while (http->multi != NULL && turn(http, deadline) && now_us() < deadline)
 		;
 	restore_signals(&before);

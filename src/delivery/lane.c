@@ -30,7 +30,6 @@
 #define SLOW_FOR_MS 10000		/* and how long it does not wait for that lane again */
 #define FETCH_FOR_BATCH 256		/* exceptions fetched for a batch at a time */
 #define OLDER_LOOKED_AT 100		/* ready items that one which was held back may have to go behind */
-#define OVERTAKEN_MS 1000		/* an item this old that later ones overtook gets a row */
 
 /* The items of one key of one lane, oldest first.  Only the first may leave, and others with it, in one request or lease; then all wait until the last of those is back. */
 typedef struct KeyId
@@ -75,6 +74,7 @@ static dlist_head tight_lanes = DLIST_STATIC_INIT(tight_lanes);
 static dlist_head behind = DLIST_STATIC_INIT(behind);	/* lanes that are not at the head */
 static pairingheap *due;
 static pairingheap *wakes;		/* lanes with a timer */
+static bool head_is_new = false;
 static uint64 head_offset = 0;
 static int	done = 0;			/* items, since outbox_item_done() was last called */
 static int	total_outstanding = 0;
@@ -401,9 +401,44 @@ outbox_lane_fall_off(OutboxLane *lane, const OutboxPosition *position)
 	}
 	lane->at_head = false;
 	lane->slow = true;
+	lane->need_settled |= !head_is_new;
 	lane->fell_at = GetCurrentTimestamp();
 	outbox_position_set(&lane->position, position);
 	watch_room(lane);
+}
+
+static void
+forget_done(OutboxLane *lane)
+{
+	if (lane->done_ahead != NULL)
+		hash_destroy(lane->done_ahead);
+	lane->done_ahead = NULL;
+}
+
+void
+outbox_lane_head_is_new(void)
+{
+	HASH_SEQ_STATUS scan;
+	LaneEntry  *entry;
+
+	if (head_is_new)
+		return;
+	head_is_new = true;
+	hash_seq_init(&scan, lanes);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (!entry->lane->need_settled)
+			forget_done(entry->lane);
+	}
+}
+
+bool
+outbox_lane_is_settled(const OutboxLane *lane, const OutboxChunk *chunk, int index)
+{
+	const pg_uuid_t *id = &chunk->events[index].event.id;
+
+	return outbox_chunk_is_settled(chunk, lane->subscription->id, id) ||
+		(lane->done_ahead != NULL && hash_search(lane->done_ahead, id, HASH_FIND, NULL) != NULL);
 }
 
 void
@@ -413,6 +448,8 @@ outbox_lane_attach(OutboxLane *lane)
 		dlist_delete(&lane->behind);
 	lane->at_head = true;
 	lane->need_settled = false;
+	if (head_is_new)
+		forget_done(lane);
 	outbox_position_clear(&lane->position);
 	if (lane->n_outstanding == 0)	/* else it may yet give something back */
 		forget_start(lane);
@@ -758,6 +795,12 @@ outbox_item_finish(OutboxItem *item)
 	OutboxLane *lane = item->lane;
 
 	lane->max_done_seq = Max(lane->max_done_seq, item->seq);
+	if (item->row && item->seq == 0 && (lane->need_settled || !head_is_new))
+	{
+		if (lane->done_ahead == NULL)
+			lane->done_ahead = make_hash("outbox exceptions that are done", sizeof(pg_uuid_t), sizeof(pg_uuid_t));
+		(void) hash_search(lane->done_ahead, &item->id, HASH_ENTER, NULL);
+	}
 	done++;
 	outbox_item_free(item);
 }
@@ -971,15 +1014,14 @@ pass(OutboxItem *item)
  * it would be sent again when it is read again.
  */
 bool
-outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
+outbox_lane_pass_overtaken(OutboxLane *lane, bool at_once)
 {
-	uint64		touched = lane->max_done_seq;
+	uint64		touched = at_once ? Max(lane->max_done_seq, lane->max_row_seq + 1) : lane->marked_done_seq;
 	bool		young = false;
 	dlist_mutable_iter iter;
 
 	if (at_once)
 	{
-		touched = Max(touched, lane->max_row_seq + 1);
 		dlist_foreach_modify(iter, &lane->outstanding)
 		{
 			OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
@@ -992,12 +1034,12 @@ outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once)
 	{
 		OutboxItem *item = dlist_container(OutboxItem, outstanding, iter.cur);
 		bool		overtaken = item->seq < touched;
-		bool		old = at_once || TimestampDifferenceExceeds(item->entered_at, now, OVERTAKEN_MS);
-		bool		blocked = item->state == OUTBOX_ITEM_WAITING && key_is_blocked(item);
 
-		young |= overtaken && !old && !blocked;
-		if (!(overtaken && old) && (at_once || !blocked))
+		if (!overtaken && (at_once || item->state != OUTBOX_ITEM_WAITING || !key_is_blocked(item)))
+		{
+			young |= item->seq < lane->max_done_seq;
 			continue;
+		}
 		if (lane->n_rows >= lane->subscription->max_blocked && !at_once)
 			break;
 		pass(item);
@@ -1030,6 +1072,7 @@ outbox_lane_free(OutboxLane *lane)
 {
 	outbox_position_clear(&lane->position);
 	outbox_position_clear(&lane->written);
+	forget_done(lane);
 	forget_start(lane);
 	outbox_subscription_unpin(lane->subscription);
 	pfree(lane);
@@ -1061,7 +1104,7 @@ outbox_lane_shed(OutboxLane *lane)
 	dlist_mutable_iter iter;
 	OutboxPosition position;
 
-	outbox_lane_pass_overtaken(lane, 0, true);
+	outbox_lane_pass_overtaken(lane, true);
 	if (dlist_is_empty(&lane->outstanding))
 		return;
 	if (outbox_lane_cursor(lane, &position))

@@ -6,6 +6,7 @@
 
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
+#include "utils/hsearch.h"
 
 #include "breaker.h"
 #include "ledger.h"
@@ -72,7 +73,8 @@ struct OutboxLane
 	bool		disabled;		/* by its failures, until a reload says otherwise */
 	bool		at_head;
 	bool		slow;			/* fell off the head not long ago */
-	bool		need_settled;	/* may meet events that have rows already */
+	bool		need_settled;	/* may meet events that have rows already … */
+	HTAB	   *done_ahead;		/* … or had, until they were done; NULL: none */
 	bool		marked;			/* its newest persisted cursor says "at head" … */
 	OutboxPosition written;		/* … or this */
 	bool		listed;			/* in the round of its party … */
@@ -87,6 +89,7 @@ struct OutboxLane
 
 	uint64		next_seq;
 	uint64		max_done_seq;	/* highest seq of a done item … */
+	uint64		marked_done_seq;	/* … as it was at a checkpoint (recorder.c) … */
 	uint64		max_row_seq;	/* … and of one that became an exception */
 	int			n_outstanding;
 	Size		outstanding_bytes;
@@ -138,6 +141,12 @@ extern List *outbox_lane_all(void);
 /* Those that are not at the head and have room. */
 extern List *outbox_lane_hungry(void);
 
+/* Is this event of the log an exception of the lane already, or was it, and is done?  A crash can leave rows that are ahead of the cursor. */
+extern bool outbox_lane_is_settled(const OutboxLane *lane, const OutboxChunk *chunk, int index);
+
+/* The head meets no more events that an earlier worker may have met. */
+extern void outbox_lane_head_is_new(void);
+
 /* It has had its turn to read: the others come first. */
 extern void outbox_lane_was_fed(OutboxLane *lane);
 
@@ -179,8 +188,11 @@ extern bool outbox_lane_head_may_read(TimestampTz now);
 /* Where the lane's cursor may be; false: at the head with nothing outstanding. */
 extern bool outbox_lane_cursor(OutboxLane *lane, OutboxPosition *position);
 
-/* Makes overtaken items exceptions, so that the cursor can pass them; at_once: whatever their age, and also what is in flight. True: some are too young for that yet. */
-extern bool outbox_lane_pass_overtaken(OutboxLane *lane, TimestampTz now, bool at_once);
+/*
+ * Makes items exceptions that had been overtaken when the mark was set, so that the cursor can pass them; at_once: all that have been overtaken, and what is in flight.  True: some have
+ * been overtaken since the mark was set.
+ */
+extern bool outbox_lane_pass_overtaken(OutboxLane *lane, bool at_once);
 
 /* Order per key was switched off: what waited behind another item waits no longer. */
 extern void outbox_lane_unorder(OutboxLane *lane);

@@ -509,10 +509,13 @@ write_note(const Note *note)
 
 /* ---- writing attempts ---- */
 
+#define ATTEMPT_COLUMNS 10		/* what follows is a DBA's */
+
 static void
 fill_slot(TupleTableSlot *slot, const Attempt *attempt)
 {
-	memset(slot->tts_isnull, 0, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	memset(slot->tts_isnull, false, ATTEMPT_COLUMNS * sizeof(bool));
 	slot->tts_values[0] = UUIDPGetDatum(&attempt->event_id);
 	slot->tts_values[1] = TimestampTzGetDatum(attempt->at);
 	slot->tts_values[2] = Int32GetDatum(attempt->subscription);

@@ -81,6 +81,9 @@ outbox_sign(OutboxSigner *signer, const char *id, int64_t timestamp, const void 
 	return true;
 }
 
+/* The one error that is nobody's fault. */
+static const char no_memory[] = "out of memory";
+
 /*
  * Lines under construction.  A failure sets `error` and turns what follows into nothing, so that callers check once.
  */
@@ -280,7 +283,7 @@ add_signatures(Lines *lines, const OutboxMessage *message, OutboxSigner *const *
 	{
 		if (!outbox_sign(signers[i], message->id, timestamp, message->body, message->size, text))
 		{
-			lines->error = "cannot sign";
+			lines->error = no_memory;	/* nothing else can go wrong with a key that is prepared */
 			return;
 		}
 		if (i > 0)
@@ -409,7 +412,7 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 	}
 	if (!reserve_lines(&lines, message))
 	{
-		*error = "out of memory";
+		*error = NULL;
 		return NULL;
 	}
 	add_webhook(&lines, message, signers, n_signers, timestamp);
@@ -431,7 +434,7 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 
 	if (lines.error != NULL)
 	{
-		*error = lines.error;
+		*error = lines.error == no_memory ? NULL : lines.error;
 		outbox_message_headers_free(lines.headers);
 		return NULL;
 	}

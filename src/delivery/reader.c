@@ -186,8 +186,11 @@ read_head(bool tick_now, bool read_on)
 		chunk = NULL;
 	else
 	{
-		chunk = outbox_chunk_read(log, work->epoch, &work->head, tick, careful > 0, may_be_settled(&work->head),
-								  outbox_routing_needs_bodies());
+		bool		settled = may_be_settled(&work->head);
+
+		if (!settled)
+			outbox_lane_head_is_new();
+		chunk = outbox_chunk_read(log, work->epoch, &work->head, tick, careful > 0, settled, outbox_routing_needs_bodies());
 		outbox_log_close(log);
 	}
 	PopActiveSnapshot();

@@ -2,7 +2,10 @@
  * Recording.
  *
  * What was noted is written within moments, asynchronously: losing it can only repeat.  At a checkpoint the same transaction also writes the cursors that the
- * outcomes allow, and commits synchronously, so that no more than a checkpoint's worth is ever repeated (guarantee 4).
+ * outcomes allow, and commits synchronously.
+ *
+ * A cursor stays before what has been overtaken only lately: that gets a row, which lets the cursor pass, if it is still not done at the next checkpoint.  So a crash repeats what was
+ * done since the last checkpoint but one; two intervals are what guarantee 4 allows.
  */
 #include "postgres.h"
 
@@ -29,17 +32,18 @@
 #define RECORD_MS 25			/* outcomes wait at most this long … */
 #define RECORD_NOTES 1000		/* … or until there are so many */
 #define PUT_OFF_MS 1000			/* a locked row is looked at again */
-#define CHECKPOINT_MS 1000		/* cursors: guarantee 4 */
+#define CHECKPOINT_MS 500		/* cursors: half of what guarantee 4 says */
 #define FIRST_CHECKPOINT_MS 25	/* after a start: who is killed again and again must get on, too … */
 #define CHECKPOINT_GROWS 1.5	/* … but then the interval grows */
 #define AWAITED_MS 50			/* the same, when somebody waits for what only cursors tell (wait_delivered) */
-#define CHECKPOINT_EVENTS 10000
+#define CHECKPOINT_EVENTS 5000
 #define NOTES_AT_MOST 50000	/* that wait for a table or a row: each is about a kilobyte */
 
 static OutboxWork *const work = &outbox_work;
 static bool full_state = true;	/* the next checkpoint writes every cursor */
 static int	done = 0;			/* items, since the last checkpoint */
-static bool young = false;		/* cursors wait for items that were overtaken, and are too young for a row: another checkpoint must follow */
+static bool young = false;		/* cursors wait for items that were overtaken since the last mark: another checkpoint must follow */
+static TimestampTz marked_at;	/* when all lanes were marked */
 static uint64 written_head;		/* base tick of the newest committed head row */
 static TimestampTz checkpoint_at;
 static int	interval = FIRST_CHECKPOINT_MS;
@@ -163,6 +167,15 @@ record(bool checkpoint, TimestampTz now)
 		work->moved = young;
 		done = 0;
 		checkpoint_at = now;
+
+		/* somebody may have made this one early (AWAITED_MS): that is no reason for rows */
+		if (TimestampDifferenceExceeds(marked_at, now, interval))
+		{
+			outbox_dispatch_mark(0);
+			marked_at = now;
+		}
+		else
+			outbox_dispatch_mark(CHECKPOINT_EVENTS);
 		interval = Min(interval * CHECKPOINT_GROWS, CHECKPOINT_MS);
 		written_head = work->head.base->number;
 		OUTBOX_FAULT("checkpoint-after-commit");
@@ -214,7 +227,7 @@ outbox_recorder_step(TimestampTz now)
 		return;
 	if (checkpoint)
 	{
-		young = outbox_dispatch_pass_overtaken(now);
+		young = outbox_dispatch_pass_overtaken();
 		outbox_status_publish(work->database);
 	}
 	if (checkpoint || work->want_resync || outbox_ledger_pending() >= RECORD_NOTES ||
@@ -226,7 +239,7 @@ void
 outbox_recorder_finish(TimestampTz now)
 {
 	work->step = OUTBOX_STEP_RECORD;
-	(void) outbox_dispatch_pass_overtaken(now);
+	(void) outbox_dispatch_pass_overtaken();
 	record(true, now);
 }
 

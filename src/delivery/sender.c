@@ -280,6 +280,8 @@ send_item(OutboxItem *item, TimestampTz now)
 	request->exchange->size = message.size;
 	request->exchange->headers = outbox_message_headers(&message, subscription->signers, subscription->n_signers,
 														(int64) time(NULL), (unsigned char *) &span, &error);
+	if (request->exchange->headers == NULL && error == NULL)
+		fail_for_memory();
 	if (request->exchange->headers == NULL)
 		end_unsent(request, OUTBOX_BAD_REQUEST, error);
 	else

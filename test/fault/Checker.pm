@@ -6,10 +6,13 @@
 # Files of the directory:
 #   plan            lines: subscription NAME FORMAT LOG|- EFFECTS TYPE…; FORMAT: binary | structured | batch | pull; EFFECTS: 0 if a 2xx is a delivery, 1 if only a row in `effects` is
 #                   limit drain SECONDS
+#                   soak: what grows (Growth.pm), or cannot be told, is a failure
 #   ledger.N        of producer N
 #   *.log           of receivers
+#   samples         of memory, descriptors and tables: see Growth.pm
 #   effects         lines: SUBSCRIPTION<tab>ID<tab>PAYLOAD, in the order of their commits
-#   faults          lines: TIME KIND ENDED; ENDED: for faults that last, when they ended; else -. Times are microseconds.
+#   faults          lines: TIME KIND ENDED [SINCE]; ENDED: for faults that last, when they ended; else -. What is delivered SINCE then shows that it has recovered; without SINCE,
+#                   what is delivered after the end of a fault that lasts, or over a connection that was made after any other. Times are microseconds.
 #
 # The report has lists of what must not be:
 #   lost        committed, and not delivered
@@ -30,6 +33,7 @@ use strict;
 use warnings;
 
 use Digest::MD5 qw(md5);
+use Growth;
 
 use constant { FIRST => 8, UUID => qr/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/ };
 
@@ -54,6 +58,7 @@ sub new
 	$self->_read_log($_) for grep { defined } map { my $log = $_; (grep { $_->{log} eq $log } @{ $self->{subscriptions} })[0] && $log }
 		do { my %seen; grep { $_ ne '-' && !$seen{$_}++ } map { $_->{log} } @{ $self->{subscriptions} } };
 	$self->_read_effects;
+	$self->{growth} = Growth::of($directory);
 	$self->_conclude;
 	return $self;
 }
@@ -73,6 +78,7 @@ sub _read_plan
 	$self->_lines('plan', sub {
 			my ($what, $name, @rest) = split ' ', $_[0];
 			if ($what eq 'limit') { $self->{limit} = $rest[0]; return }
+			if ($what eq 'soak') { $self->{soak} = 1; return }
 			return unless $what eq 'subscription';
 			my ($format, $log, $effects, @types) = @rest;
 			push @{ $self->{subscriptions} }, { name => $name, format => $format, log => $log, effects => $effects, wants => { map { $_ => 1 } @types }, done => [], digest => [],
@@ -85,11 +91,12 @@ sub _read_faults
 {
 	my ($self) = @_;
 	$self->_lines('faults', sub {
-			my ($at, $kind, $ended) = split ' ', $_[0];
-			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $ended eq '-' ? $at : $ended, lasts => $ended ne '-', in_flight => 0 };
+			my ($at, $kind, $ended, $since) = split ' ', $_[0];
+			my $from = $ended eq '-' ? $at : $ended;
+			push @{ $self->{faults} }, { at => $at, kind => $kind, from => $from, since => $since // $from, lasts => $ended ne '-', any_connection => $ended ne '-' || defined $since, in_flight => 0 };
 		});
-	$self->{faults} = [ sort { $a->{from} <=> $b->{from} } @{ $self->{faults} } ];
-	$self->{ends} = [ map { $_->{at} } grep { !$_->{lasts} } @{ $self->{faults} } ];
+	$self->{faults} = [ sort { $a->{since} <=> $b->{since} } @{ $self->{faults} } ];
+	$self->{ends} = [ map { $_->{at} } grep { !$_->{any_connection} } @{ $self->{faults} } ];
 }
 
 sub _read_ledger
@@ -198,33 +205,34 @@ sub _known
 	return { state => $state, type => $type };
 }
 
+# When it was delivered, and which fault ended the worker that did that: the first one after its connection was accepted. None of them, if the answer was lost.
 sub _remember
 {
-	my ($self, $subscription, $p, $s, $at) = @_;
-	my $times = \$subscription->{times}[$p];
-	$$times = '' unless defined $$times;
-	$$times .= "\0" x (8 * ($s + 4096) - length $$times) if length($$times) < 8 * ($s + 1);
-	substr $$times, $s * 8, 8, pack 'q', $at;
-}
-
-# It has been delivered before: how long before the last fault that ends a worker? Or has there been none since?
-sub _repeated
-{
-	my ($self, $subscription, $p, $s, $at) = @_;
-	my $before = unpack 'q', substr $subscription->{times}[$p], $s * 8, 8;
+	my ($self, $subscription, $p, $s, $at, $accepted) = @_;
 	my $faults = $self->{ends};
 	my ($low, $high) = (0, scalar @$faults);
-	while ($low < $high) { my $middle = int(($low + $high) / 2); if ($faults->[$middle] <= $at) { $low = $middle + 1 } else { $high = $middle } }
-	my $fault = $low ? $faults->[ $low - 1 ] : 0;
-	if ($before > $fault) { $self->{repeated_otherwise}++ }
-	else { $self->{ages}{ int(($fault - $before) / 1e5) }++ }    # tenths of a second
-	$self->_remember($subscription, $p, $s, $at);
+	while ($low < $high) { my $middle = int(($low + $high) / 2); if ($faults->[$middle] <= $accepted) { $low = $middle + 1 } else { $high = $middle } }
+	my $times = \$subscription->{times}[$p];
+	$$times = '' unless defined $$times;
+	$$times .= "\0" x (12 * ($s + 4096) - length $$times) if length($$times) < 12 * ($s + 1);
+	substr $$times, $s * 12, 12, pack 'qL', $at, $accepted ? $low : scalar @$faults;
+}
+
+# It has been delivered before: how long before the end of that worker? Or has it been the same one?
+sub _repeated
+{
+	my ($self, $subscription, $p, $s, $at, $accepted) = @_;
+	my ($before, $end) = unpack 'qL', substr $subscription->{times}[$p], $s * 12, 12;
+	my $fault = $self->{ends}[$end];
+	if (!defined $fault || $fault > $at) { $self->{repeated_otherwise}++ }
+	else { $self->{ages}{ $before < $fault ? int(($fault - $before) / 1e5) : 0 }++ }    # tenths of a second
+	$self->_remember($subscription, $p, $s, $at, $accepted);
 }
 
 # A delivery; returns true if it is the first.
 sub _delivered
 {
-	my ($self, $subscription, $event, $at) = @_;
+	my ($self, $subscription, $event, $at, $accepted) = @_;
 	my ($p, $s) = @{$event}{qw(p s)};
 	my $name = "$p.$s ($event->{id}) to $subscription->{name}";
 	$subscription->{deliveries}++;
@@ -233,11 +241,11 @@ sub _delivered
 	if (vec $$done, $s, 1)
 	{
 		$subscription->{duplicates}++;
-		$self->_repeated($subscription, $p, $s, $at) if $at;
+		$self->_repeated($subscription, $p, $s, $at, $accepted) if $at;
 		return 0;
 	}
 	vec($$done, $s, 1) = 1;
-	$self->_remember($subscription, $p, $s, $at) if $at;
+	$self->_remember($subscription, $p, $s, $at, $accepted) if $at;
 	$subscription->{first}++;
 	if (my $dedup = $self->{dedup}{"$p.$s"})
 	{
@@ -295,7 +303,7 @@ sub _read_log
 	my ($in_flight, $fault) = (0, 0);
 	my @by_start = sort { $a->{at} <=> $b->{at} } @{ $self->{faults} };
 	my ($newest_accepted, $newest_began) = (0, 0);
-	my $recovering = 0;   # index into faults, by `from`
+	my $recovering = 0;   # index into faults, by `since`
 
 	open my $log, '<:raw', "$self->{directory}/$name" or die "cannot read $self->{directory}/$name: $!\n";
 	while (my $line = <$log>)
@@ -341,7 +349,7 @@ sub _read_log
 			my $before = substr $$digests, $s * 8, 8;
 			if ($before eq "\0" x 8) { substr $$digests, $s * 8, 8, $event->{digest} }
 			elsif ($before ne $event->{digest}) { $self->_wrong('changed', "$p.$s ($event->{id}) to $path: other bytes in request $seq") }
-			$self->_delivered($subscription, $event, $at) if $delivers && !$subscription->{effects};
+			$self->_delivered($subscription, $event, $at, $action eq 'lost' ? 0 : $accepted) if $delivers && !$subscription->{effects};
 		}
 		for my $key (keys %keys)
 		{
@@ -357,7 +365,7 @@ sub _read_log
 			while ($recovering < @{ $self->{faults} })
 			{
 				my $this = $self->{faults}[$recovering];
-				last if ($this->{lasts} ? $at : $accepted) < $this->{from};
+				last if ($this->{any_connection} ? $at : $accepted) < $this->{since};
 				$this->{recovered} = $at if !defined $this->{recovered} || $at < $this->{recovered};
 				$recovering++;
 			}
@@ -377,7 +385,7 @@ sub _read_effects
 			$text =~ /^$payload$/ or return $self->_wrong('changed', "effect of $id: $text");
 			my $event = { id => $id, k => $1, n => $2, p => $3, s => $4 };
 			$self->_known($subscription, $event, 0) or return;
-			$self->_delivered($subscription, $event, 0) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
+			$self->_delivered($subscription, $event, 0, 0) or $self->_wrong('twice', "the effect of $event->{p}.$event->{s} ($id)");
 		});
 }
 
@@ -442,7 +450,10 @@ sub report
 	}
 	@report{qw(repeated_after_faults repeated_otherwise)} = ($all, $self->{repeated_otherwise});
 	delete $report{events}{transactions};
-	$report{ok} = !(grep { $_ } values %{ $report{wrong} }) && $self->{drained} <= $self->{limit} && !$never ? 1 : 0;
+	$report{growth} = $self->{growth} if $self->{growth};
+	my $flat = !$self->{soak} || $self->{growth} && !@{ $self->{growth}{grown} } && !@{ $self->{growth}{unknown} };
+	$report{flat} = $flat ? 1 : 0 if $self->{soak};
+	$report{ok} = $flat && !(grep { $_ } values %{ $report{wrong} }) && $self->{drained} <= $self->{limit} && !$never ? 1 : 0;
 	return \%report;
 }
 
@@ -464,6 +475,8 @@ sub text
 		(map { $_ // '-' } @{ $report->{repeated_from} }{qw(p50 p99 max)}), $report->{in_flight_at_faults};
 	push @lines, sprintf 'recovery, from a fault to the next delivery: p50 %s s, p99 %s s, max %s s; never: %d', (map { $_ // '-' } @{ $report->{recovery} }{qw(p50 p99 max)}), $report->{not_recovered};
 	push @lines, sprintf 'drained %.1f s after the last fault and commit (limit %d s)', @{$report}{qw(drained limit)};
+	push @lines, Growth::text($report->{growth}) if $report->{growth};
+	push @lines, 'too little was seen to say whether it is flat: ' . join(', ', $report->{growth} ? @{ $report->{growth}{unknown} } : 'no samples') if defined $report->{flat} && !$report->{flat} && !@{ $report->{growth}{grown} // [] };
 	push @lines, join ', ', map { "$_ $report->{wrong}{$_}" } @wrong;
 	for my $what (@wrong) { push @lines, map { "  $what: $_" } @{ $report->{examples}{$what} } }
 	push @lines, $report->{ok} ? 'verdict: ok' : 'verdict: FAILED';

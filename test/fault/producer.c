@@ -1,9 +1,9 @@
 /*
  * A producer of the fault harness: one session that enqueues in every kind of transaction, and keeps a ledger of what it was about to commit and what it was told.
  *
- *   producer --conninfo TEXT --ledger FILE --number N --seed N --mode mixed|bulk [--rate EVENTS_PER_SECOND]
+ *   producer --conninfo TEXT --ledger FILE --number N --seed N --mode mixed|bulk [--rate EVENTS_PER_SECOND] [--without NAME,…]
  *
- * Which transactions it makes is a function of seed and number.  When the connection is lost it connects again and goes on; on SIGTERM it ends after the transaction it
+ * Which transactions it makes is a function of seed and number; shapes and types that are to be left out become the plainest.  When the connection is lost it connects again and goes on; on SIGTERM it ends after the transaction it
  * is in, whose outcome it finds out if it was prepared.
  *
  * The ledger (checker.pm reads it), a line each; times are microseconds of the Unix clock:
@@ -34,6 +34,7 @@ static const char *conninfo;
 static int	number;
 static uint64_t seed;
 static bool is_bulk;
+static const char *without = "";
 static double rate = 100;
 static int	ledger_fd;
 static Buffer ledger;
@@ -310,6 +311,17 @@ commit_prepared(bool decided)
 	return decided ? COMMITTED : ROLLED_BACK;
 }
 
+static bool
+is_left_out(const char *name)
+{
+	size_t		length = strlen(name);
+
+	for (const char *at = without; *at; at += strcspn(at, ","), at += *at == ',')
+		if (strcspn(at, ",") == length && strncmp(at, name, length) == 0)
+			return true;
+	return false;
+}
+
 static void
 name_key(char *key, size_t size, const char *type, bool is_private)
 {
@@ -400,6 +412,10 @@ transact(void)
 		type = types[throw(10)];
 		shape = throw(300) == 0 ? "long" : shapes[throw(16)];
 	}
+	if (is_left_out(type))
+		type = "one";
+	if (is_left_out(shape))
+		shape = "plain";
 	async = throw(4) == 0;
 	repeatable = throw(8) == 0;
 	is_private = strcmp(shape, "prepared") == 0 || strcmp(shape, "long") == 0;
@@ -460,11 +476,13 @@ main(int argc, char **argv)
 			is_bulk = strcmp(argv[i + 1], "bulk") == 0;
 		else if (strcmp(argv[i], "--rate") == 0)
 			rate = atof(argv[i + 1]);
+		else if (strcmp(argv[i], "--without") == 0)
+			without = argv[i + 1];
 		else
 			fail("what is %s?", argv[i]);
 	}
 	if (!conninfo || !ledger_file || number <= 0)
-		fail("producer --conninfo TEXT --ledger FILE --number N --seed N --mode mixed|bulk [--rate N]");
+		fail("producer --conninfo TEXT --ledger FILE --number N --seed N --mode mixed|bulk [--rate N] [--without NAME,...]");
 	ledger_fd = open(ledger_file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
 	if (ledger_fd < 0)
 		fail("cannot open %s: %s", ledger_file, strerror(errno));

@@ -123,17 +123,19 @@ install_npm_packages() {
 
 # PostgreSQL finds its directories relative to its own binary.  So a copy of the binaries, beside links to everything else, is a server of its own
 # into which `make install` can put things without touching the system.
+#
+# OUTBOX_SERVER=DIR: not of Debian's server, but of one that lies in DIR as Debian's lies in / (make install DESTDIR=DIR), configured like it but with --enable-cassert, say.
 make_tree() {
-	local tree=$1 from=/usr/lib/postgresql/$PGVERSION share=/usr/share/postgresql/$PGVERSION
+	local tree=$1 of=${OUTBOX_SERVER-} from=/usr/lib/postgresql/$PGVERSION share=/usr/share/postgresql/$PGVERSION
 	local bin=$tree$from/bin
 
 	mkdir -p "$bin" "$tree$from/lib" "$tree$share/extension" "$tree/usr/include"
-	cp "$from"/bin/* "$bin"
-	ln -sf "$from"/lib/* "$tree$from/lib"
-	ln -sf "$share"/* "$tree$share" 2>/dev/null
+	cp "$of$from"/bin/* "$bin"
+	ln -sf "$of$from"/lib/* "$tree$from/lib"
+	ln -sf "$of$share"/* "$tree$share" 2>/dev/null
 	rm -f "$tree$share/extension"/extension
-	ln -sf "$share"/extension/* "$tree$share/extension"
-	ln -sfn /usr/include/postgresql "$tree/usr/include/postgresql"
+	ln -sf "$of$share"/extension/* "$tree$share/extension"
+	ln -sfn "$of/usr/include/postgresql" "$tree/usr/include/postgresql"
 	rm -f "$tree$from/lib"/outbox*.so "$tree$share/extension"/outbox* # of an installed outbox: not ours
 }
 
@@ -264,9 +266,10 @@ build() {
 		make -s install with_llvm=no >>"$scratch/build.log" 2>&1 </dev/null
 }
 
-# The same with fault points (src/fault.h), into a tree of its own, once; says where its programs are.
-build_second_tree() {
-	local tree=$scratch/faults bin
+# build_tree NAME VERSION [VARIABLE=VALUE…]: the same for this version of PostgreSQL, made with these variables, into a tree of its own, once; says where its programs are.
+build_tree() {
+	local name=$1 PGVERSION=$2 tree=$scratch/$1 bin
+	shift 2
 	bin=$tree/usr/lib/postgresql/$PGVERSION/bin
 	(
 		flock 8    # several tests may want it
@@ -274,10 +277,10 @@ build_second_tree() {
 		[ -d "$bin" ] || make_tree "$tree"
 		mkdir -p "$tree/source"
 		tar -C "$source" -cf - --exclude='*.o' --exclude='*.so' --exclude=test Makefile outbox.control sql src | tar -C "$tree/source" -xf - &&
-			PATH=$bin:$PATH make -s -C "$tree/source" -j"$(nproc)" all with_llvm=no FAULTS=1 >"$scratch/faults.log" 2>&1 </dev/null &&
-			PATH=$bin:$PATH make -s -C "$tree/source" install with_llvm=no FAULTS=1 >>"$scratch/faults.log" 2>&1 </dev/null &&
-			touch "$tree/built" || cat "$scratch/faults.log" >&2
-	) 8>"$scratch/faults.lock"
+			PATH=$bin:$PATH make -s -C "$tree/source" -j"$(nproc)" all with_llvm=no "$@" >"$scratch/$name.log" 2>&1 </dev/null &&
+			PATH=$bin:$PATH make -s -C "$tree/source" install with_llvm=no "$@" >>"$scratch/$name.log" 2>&1 </dev/null &&
+			touch "$tree/built" || cat "$scratch/$name.log" >&2
+	) 8>"$scratch/$name.lock"
 	echo "$bin"
 }
 

@@ -4,9 +4,11 @@
  * The far side is a server in this process: a thread per connection, which answers by the number in the path.  Names are resolved by a
  * getaddrinfo() of our own, which libcurl's threads find before libc's; it can hang, and it counts.  So does connect(): that nothing was dialled is seen there.
  */
+#define _GNU_SOURCE				/* RTLD_NEXT */
 #include "delivery/http.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <locale.h>
@@ -192,6 +194,17 @@ getpeername(int fd, struct sockaddr *address, socklen_t *size)
 	memcpy(address, &led[fd], *size < sizeof(led[fd]) ? *size : sizeof(led[fd]));
 	*size = sizeof(led[fd]);
 	return 0;
+}
+
+/* libcurl's multi handle, unless there is none to be had. */
+static bool no_multi;
+
+void *
+curl_multi_init(void)
+{
+	void	   *(*real) (void) = (void *(*) (void)) dlsym(RTLD_NEXT, "curl_multi_init");
+
+	return no_multi ? NULL : real();
 }
 
 static void
@@ -1436,6 +1449,46 @@ test_engine_failure(OutboxHttp *http)
 	outbox_exchange_free(x);
 }
 
+/* It cannot be made anew either: who waits for a name waits no longer for that. */
+static void
+test_no_engine(OutboxHttp *http)
+{
+	OutboxEndpoint silent = endpoint_of(url("http", "127.0.0.1", plain_server.port, script_named("silence")), OUTBOX_NETWORK_PRIVATE);
+	OutboxEndpoint slow = endpoint_of("http://slow-engine.test:1/", OUTBOX_NETWORK_PRIVATE);
+	int			fd = outbox_http_descriptor(http);
+	int			kept = dup(fd);
+	int			null = open("/dev/null", O_RDONLY);
+	int			before = resolutions;
+	int			failed = 0;
+	OutboxExchange *x;
+
+	slow.connect_timeout = SECOND;
+	hold_names(true);
+	start(http, &slow);
+	start(http, &slow);
+	ok(work_until(http, &resolutions, before + 1), "one resolves, one waits");
+	no_multi = true;
+	dup2(null, fd);
+	close(null);
+	start(http, &silent);		/* over the connection that there is */
+	start(http, &silent);		/* wants a new one */
+	for (int i = 0; i < 4; i++)
+	{
+		x = await(http, now_us() + 20 * SECOND);
+		failed += x != NULL && x->outcome == (i < 3 ? OUTBOX_CONNECT : OUTBOX_TIMEOUT);
+		outbox_exchange_free(x);
+	}
+	ok(failed == 4 && outbox_http_in_flight(http) == 0, "without an engine all end too, one that waits for a name in time");
+	no_multi = false;
+	dup2(kept, fd);
+	close(kept);
+	hold_names(false);
+	silent.url = url("http", "127.0.0.1", plain_server.port, 0);
+	x = exchange_with(http, &silent);
+	ok(x->outcome == OUTBOX_DELIVERED, "and with a new one the next request is delivered %s", x->error);
+	outbox_exchange_free(x);
+}
+
 int
 main(void)
 {
@@ -1472,6 +1525,7 @@ main(void)
 	test_hanging_name(http);
 	test_abandoned_names(http);
 	test_engine_failure(http);
+	test_no_engine(http);
 	outbox_http_free(http);
 	test_free();
 	test_descriptors();

@@ -151,6 +151,75 @@ test_full(void)
 	outbox_signer_free(signer);
 }
 
+/* Of message.c and of libcrypto: so many more allocations succeed, then one fails. */
+static long allocations = -1;
+
+static bool
+memory_runs_out(void)
+{
+	return allocations >= 0 && allocations-- == 0;
+}
+
+extern void *__real_malloc(size_t size);
+extern void *__wrap_malloc(size_t size);
+
+void *
+__wrap_malloc(size_t size)
+{
+	return memory_runs_out() ? NULL : __real_malloc(size);
+}
+
+static void *
+crypto_malloc(size_t size, const char *file, int line)
+{
+	(void) file, (void) line;
+	return memory_runs_out() ? NULL : __real_malloc(size);
+}
+
+static void *
+crypto_realloc(void *block, size_t size, const char *file, int line)
+{
+	(void) file, (void) line;
+	return memory_runs_out() ? NULL : realloc(block, size);
+}
+
+static void
+crypto_free(void *block, const char *file, int line)
+{
+	(void) file, (void) line;
+	free(block);
+}
+
+/* Whichever allocation fails, it is told from a message that may not be sent; and the next try succeeds. */
+static void
+test_no_memory(void)
+{
+	OutboxMessage message = plain_message();
+	OutboxSigner *signer = vector_signer();
+	OutboxRequestHeaders *headers = NULL;
+	char		signature[OUTBOX_SIGNATURE];
+	int			failures = 0;
+
+	for (long n = 0; n < 100 && headers == NULL; n++)
+	{
+		const char *error = "unset";
+
+		allocations = n;
+		headers = outbox_message_headers(&message, &signer, 1, VECTOR_TIMESTAMP, span, &error);
+		allocations = -1;
+		if (headers == NULL)
+		{
+			failures++;
+			ok(error == NULL, "allocation %ld fails: no memory", n);
+		}
+	}
+	ok(failures >= 2, "the block, and something in libcrypto: %d allocations", failures);
+	outbox_sign(signer, ID, VECTOR_TIMESTAMP, VECTOR_BODY, strlen(VECTOR_BODY), signature);
+	has(headers, "webhook-signature", signature);
+	outbox_message_headers_free(headers);
+	outbox_signer_free(signer);
+}
+
 /* What the subscription sends with every request wins over what the event brings. */
 static void
 test_fixed(void)
@@ -364,6 +433,7 @@ test_formats(void)
 int
 main(void)
 {
+	CRYPTO_set_mem_functions(crypto_malloc, crypto_realloc, crypto_free);
 	test_signature();
 	test_plain();
 	test_full();
@@ -374,5 +444,6 @@ main(void)
 	test_refusals();
 	test_traceparent();
 	test_formats();
+	test_no_memory();
 	return done_testing();
 }

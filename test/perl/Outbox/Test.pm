@@ -20,11 +20,11 @@ our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enq
 	start_producers stop_producers finish_producers check_ledger);
 
 # A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries),
-# key (true: with a file of keys for secrets).
+# key (true: with a file of keys for secrets), server (where it is installed: another one than that of PATH).
 sub outbox_node
 {
 	my ($name, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, $options{server} ? (install_path => $options{server}) : ());
 	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 	$node->append_conf('postgresql.conf', join "\n",
 		"shared_preload_libraries = '" . join(',', 'outbox', @{ $options{preload} // [] }) . "'",

@@ -1,0 +1,71 @@
+# A crash can leave the row of an exception, but not the cursor that had passed its event. The event is delivered by its row, and not again when the log is read that far.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../perl";
+use Outbox::Test;
+use Test::More;
+
+my $node = outbox_node('main');
+my $session = session($node);
+sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }
+
+# Events as [id, token of its lease]: so many; or as many as it takes to get this one, too
+sub take
+{
+	my ($count, $wanted) = @_;
+	my @taken;
+	wait_for(sub {
+			my $said = $session->query("SELECT event_id, token FROM outbox.pull('some', " . ($wanted ? 1000 : $count - @taken) . ')') // '';
+			push @taken, [ $1, $2 ] while $said =~ /^([-0-9a-f]{36})\|([-0-9a-f]{36})$/mg;
+			return $wanted ? (grep { $_->[0] eq $wanted } @taken) > 0 : @taken == $count }, $wanted // "$count events");
+	return @taken;
+}
+
+sub ack
+{
+	my %by_token;
+	push @{ $by_token{ $_->[1] } }, $_->[0] for @_;
+	$session->query("SELECT outbox.ack('some', '{" . join(',', @{ $by_token{$_} }) . "}', '$_')") for keys %by_token;
+}
+
+# A lane holds a thousand events, so it is behind the head when more of them come at once. Behind the second thousand is one that fails. The worker must be killed before its next
+# checkpoint: tried until that succeeds
+sql(q{SELECT outbox.subscribe('some', types => '{load}', ordering => 'none')});
+my $subscription = sql('SELECT id FROM outbox.subscription');
+my $failed;
+for my $try (1 .. 30)
+{
+	my @ids = split /\n/, $session->query(q{SELECT outbox.enqueue('load', to_jsonb(i)) FROM generate_series(1, 2001) i});
+	my $before = wait_for(sub {
+			sql("SELECT c.seq FROM (SELECT * FROM outbox.cursor WHERE subscription_id = $subscription ORDER BY seq DESC LIMIT 1) c,"
+					. " (SELECT * FROM outbox.cursor WHERE subscription_id = 0 ORDER BY seq DESC LIMIT 1) h WHERE NOT c.at_head AND c.base < h.base AND coalesce(c.after < '$ids[999]', true)") },
+		'the lane being behind the head');
+	ack(take(1000)) for 1 .. 2;
+	my ($last) = take(1);
+	$session->query("SELECT outbox.nack('some', NULL, '$last->[1]', '0 s')");
+	wait_for(sub { $session->query("SELECT count(*) FROM outbox.delivery WHERE event_id = '$ids[-1]'") }, 'the row of the one that failed');
+	$session->query(q{SELECT outbox.enqueue('other', '1')});      # its commit flushes the row
+	my $worker = worker_pid($node);
+	kill 'STOP', $worker;
+	my $hit = sql("SELECT max(seq) FROM outbox.cursor WHERE subscription_id = $subscription") == $before;
+	kill $hit ? 'KILL' : 'CONT', $worker;
+	if ($hit) { $failed = $ids[-1]; last }
+	ack(take(1));
+}
+ok($failed, 'the worker was killed when the row was written, and the cursor was not');
+wait_for(sub { is_reachable($node) }, 'the server being back');
+$session = session($node);
+
+my @first = take(1, $failed);
+cmp_ok(scalar(@first), '<', 2001, 'its row brings it, before the log is read that far');
+ack(grep { $_->[0] eq $failed } @first);
+wait_for(sub { sql('SELECT count(*) FROM outbox.delivery') eq '0' }, 'its row being gone');
+ack(grep { $_->[0] ne $failed } @first);
+my $end = $session->query(q{SELECT outbox.enqueue('load', '"end"')});
+my @rest = take(1, $end);
+is(scalar(@first) + @rest, 2002, 'all of them come again, once');
+is(scalar(grep { $_->[0] eq $failed } @rest), 0, 'it does not');
+
+done_testing;
