@@ -58,14 +58,15 @@ build_sanitized() {
 		const char *__ubsan_default_options(void) { return "print_stacktrace=1:abort_on_error=1"; }' |
 		gcc -x c -shared -fPIC -fno-builtin -Wl,-z,initfirst -o "$scratch/first.so" - || return 1
 	wrap_server "export LD_PRELOAD=$(gcc -print-file-name=libasan.so):$scratch/first.so:\$LD_PRELOAD
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:log_path=$reports/sanitizer"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:quarantine_size_mb=32:log_path=$reports/sanitizer"
+	export OUTBOX_PATIENCE=${OUTBOX_PATIENCE:-3}
 }
 
 build_for_valgrind() {
 	make -s clean with_llvm=no >/dev/null 2>&1
 	run_build || return 1
 	wrap_server '' valgrind --quiet --num-callers=30 --error-limit=no --fullpath-after="$source/" --log-file="$reports/valgrind.%p"
-	export OUTBOX_PATIENCE=20 PGCTLTIMEOUT=300 PG_TEST_TIMEOUT_DEFAULT=900
+	export OUTBOX_PATIENCE=${OUTBOX_PATIENCE:-20} PGCTLTIMEOUT=300 PG_TEST_TIMEOUT_DEFAULT=900
 }
 
 # Here leaks are looked for, too: these programs free what they have.
