@@ -58,7 +58,7 @@ build_sanitized() {
 		const char *__ubsan_default_options(void) { return "print_stacktrace=1:abort_on_error=1"; }' |
 		gcc -x c -shared -fPIC -fno-builtin -Wl,-z,initfirst -o "$scratch/first.so" - || return 1
 	wrap_server "export LD_PRELOAD=$(gcc -print-file-name=libasan.so):$scratch/first.so:\$LD_PRELOAD
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:quarantine_size_mb=32:log_path=$reports/sanitizer"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:print_legend=0:log_path=$reports/sanitizer"
 	export OUTBOX_PATIENCE=${OUTBOX_PATIENCE:-3}
 }
 
