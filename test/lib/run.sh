@@ -185,7 +185,7 @@ collect_taps() {
 run_fault_harness() {
 	local began=$SECONDS said
 	make -s clean with_llvm=no >/dev/null 2>&1
-	if build_faults && run_faults "$scratch/fault-harness" --seconds 100 --limit 180 >"$scratch/fault-harness.log" 2>&1; then
+	if build_faults && run_faults "$scratch/fault-harness" --seconds 150 --limit 180 >"$scratch/fault-harness.log" 2>&1; then
 		passed=$((passed + 1))
 		said=$(sed -n 's/^\(seed [0-9]*\), PostgreSQL [0-9]*: \([^;]*\);.*/\1: \2/p' "$scratch/fault-harness.log")
 		verdict ok "hurt all the time, it loses nothing; $said" $((SECONDS - began))

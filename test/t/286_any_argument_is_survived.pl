@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $seconds = $ENV{OUTBOX_FUZZ_SECONDS} || 20;
+my $seconds = $ENV{OUTBOX_FUZZ_SECONDS} || 120;
 my $seed = $ENV{OUTBOX_FUZZ_SEED} || 1 + int(rand(1e9));
 srand $seed;
 diag "seed $seed";
