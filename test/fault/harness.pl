@@ -14,9 +14,10 @@ use POSIX ();
 use Time::HiRes qw(time sleep);
 
 my %option = (seed => undef, seconds => undef, events => undef, kills => undef, rate => 1500, mixed => 4, bulk => 1, consumers => 2, limit => 60, points => 1);
-GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'points!', 'pause=f', 'soak', 'only=s', 'contender=s', 'work=s', 'json=s', 'quiet')
+GetOptions(\%option, 'seed=i', 'seconds=f', 'events=i', 'kills=i', 'rate=f', 'mixed=i', 'bulk=i', 'consumers=i', 'limit=f', 'drain=f', 'points!', 'pause=f', 'soak', 'only=s', 'contender=s', 'work=s', 'json=s', 'quiet')
 	&& !@ARGV or die "see test/fault/README.md\n";
 $option{pause} //= $option{soak} ? 10 : 0.4;
+$option{drain} //= $option{limit};
 $option{seconds} //= 120 unless defined $option{events} || defined $option{kills};
 $option{seed} //= POSIX::floor(time * 1000) % 1_000_000_007;
 my $work = $option{work} or die "--work DIRECTORY\n";
@@ -232,7 +233,7 @@ sub set_up
 	must('SELECT outbox.start()') unless $contender;
 	$deliverer->{start}->() if $deliverer->{start};
 	open my $plan, '>', "$work/plan" or die;
-	print $plan "seed $option{seed}\nlimit drain $option{limit}\n", $option{soak} ? "soak\n" : '';
+	print $plan "seed $option{seed}\nlimit drain $option{drain}\n", $option{soak} ? "soak\n" : '';
 	print $plan join(' ', 'subscription', $_->{name}, $_->{format}, $_->{log}, $_->{effects} // 0, @{ $_->{types} }), "\n" for @subscriptions;
 	close $plan;
 }
@@ -514,7 +515,7 @@ for (@producers) { kill 'TERM', $_ }
 for my $pid (@producers) { end_of($pid, 90) or say_it("a producer did not end well: $work/$running{$pid}.output") }
 
 # When the deliverer says that it is done, it is given another second: whether it is, the judge will say. Who has fallen behind has not lost what is left: a contender gets more time, which is told.
-my $drained = wait_until(($contender ? 10 : 1) * $option{limit} + 30, sub {
+my $drained = wait_until(($contender ? 10 : 1) * $option{drain} + 30, sub {
 		my $left = sql($deliverer->{left});
 		return defined $left && $left eq '0' });
 say_it($drained ? 'drained' : 'NOT DRAINED');
