@@ -9,13 +9,13 @@
 #
 # The run is divided into thirds. In the first, tables and caches fill. A quantity has grown if its median in the last third is more than a quarter above that in the second, and more than SPARE on top.
 # Since a process begins anew when it is killed, its growth within its lives counts as well: the median of the slopes between any two samples of the same life, at least APART seconds from each other,
-# leaving out the first YOUNG seconds of each, must not come to more than that quarter, and SPARE, in ten minutes. With fewer than ENOUGH samples in a third, or slopes, nothing can be said.
+# leaving out the first YOUNG seconds of each, must not come to more than that quarter, and SPARE, in the time for which its lives were seen, or in ten minutes if that is less. With fewer than ENOUGH samples in a third, or slopes, nothing can be said.
 package Growth;
 
 use strict;
 use warnings;
 
-use constant { YOUNG => 60, APART => 30, ENOUGH => 10, MORE => 0.25, PER => 600 };
+use constant { YOUNG => 60, APART => 30, ENOUGH => 10, MORE => 0.25, LONG => 600 };
 
 my %spare = (memory => 4e6, descriptors => 16, files => 32, size => 2e6, dead => 10_000);
 
@@ -56,6 +56,7 @@ sub _judge
 {
 	my ($samples, $spare, $from, $third) = @_;
 	my (@thirds, %life, @slopes, $max);
+	my $seen = 0;
 	for my $sample (@$samples)
 	{
 		my ($at, $value, $life) = @$sample;
@@ -66,6 +67,7 @@ sub _judge
 	}
 	for my $one (values %life)
 	{
+		$seen += $one->[-1][0] - $one->[0][0];
 		for my $i (0 .. $#$one)
 		{
 			push @slopes, map { ($_->[1] - $one->[$i][1]) / ($_->[0] - $one->[$i][0]) } grep { $_->[0] - $one->[$i][0] >= APART } @{$one}[ $i + 1 .. $#$one ];
@@ -77,11 +79,12 @@ sub _judge
 	{
 		$said{lives} = keys %life;
 		$said{unknown} = 1 if @slopes < ENOUGH;
-		$said{per_ten_minutes} = @slopes ? median(@slopes) * PER : undef;
+		$said{seen} = $seen < LONG ? $seen : LONG;
+		$said{within} = @slopes ? median(@slopes) * $said{seen} : undef;
 	}
 	return \%said if $said{unknown};
 	my $allowed = $said{second} * MORE + $spare;
-	$said{grown} = 1 if $said{last} - $said{second} > $allowed || ($said{per_ten_minutes} // 0) > $allowed;
+	$said{grown} = 1 if $said{last} - $said{second} > $allowed || ($said{within} // 0) > $allowed;
 	return \%said;
 }
 
@@ -101,7 +104,7 @@ sub text
 		my ($name) = @_;
 		my $it = $all->{$name};
 		return sprintf '%s %s, then %s, at most %s%s', $name =~ s/.*: //r, (map { _number($name, $_) } @{$it}{qw(second last max)}),
-			defined $it->{per_ten_minutes} ? sprintf ' (in its lives %s%s in ten minutes)', $it->{per_ten_minutes} < 0 ? '' : '+', _number($name, $it->{per_ten_minutes}) : '';
+			defined $it->{within} ? sprintf ' (in its lives %s%s in %d s)', $it->{within} < 0 ? '' : '+', _number($name, $it->{within}), $it->{seen} : '';
 	};
 	my @lines;
 	for my $who (sort map { /^(.*): memory$/ && !$all->{$_}{unknown} ? $1 : () } keys %$all)

@@ -254,10 +254,11 @@ sub soaked
 is(soaked(samples()), '', 'growth: there is none');
 is(soaked(samples(memory => sub { $_[1] < 60 ? 6e5 * $_[1] : 40e6 }, size => sub { $_[0] < 200 ? 1e5 * $_[0] : 20e6 })), '', 'growth: not of what is young');
 is(soaked(samples(memory => sub { 40e6 + ($_[1] > 142 ? 100e6 : 0) }, size => sub { $_[0] < 400 || $_[0] % 50 ? 5e6 : 400e6 })), '', 'growth: not what is so for a moment');
-is(soaked(samples(memory => sub { 40e6 + 12_000 * $_[1] })), '', 'growth: not a little');
+is(soaked(samples(memory => sub { 40e6 + 25_000 * $_[1] })), '', 'growth: not a little');
 is(soaked(samples(memory => sub { 40e6 + 50_000 * $_[1] })), 'worker: memory FAILED', 'growth: memory of a worker, in each of its lives anew');
 is(soaked(samples(memory => sub { 40e6 + 20e6 * int($_[0] / 150) })), 'worker: memory FAILED', 'growth: from life to life');
-is(soaked(samples(lives => 98, memory => sub { 40e6 + 50_000 * $_[1] })), 'worker: memory FAILED', 'growth: in lives that are short');
+is(soaked(samples(lives => 98, memory => sub { 40e6 + 100_000 * $_[1] })), 'worker: memory FAILED', 'growth: in lives that are short');
+is(soaked(samples(lives => 98, memory => sub { 40e6 + 50_000 * $_[1] })), '', 'growth: not what it would have come to, had there been time');
 is(soaked(samples(descriptors => sub { 30 + $_[1] / 5 })), 'worker: descriptors FAILED', 'growth: descriptors');
 is(soaked(samples(files => sub { 120 + $_[1] / 5 })), 'worker: files FAILED', 'growth: files');
 is(soaked(samples(size => sub { 5e6 + 40_000 * $_[0] })), 'tables: size, two: size FAILED', 'growth: a table');
