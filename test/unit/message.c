@@ -213,7 +213,7 @@ test_no_memory(void)
 			ok(error == NULL, "allocation %ld fails: no memory", n);
 		}
 	}
-	ok(failures >= 2, "the block, and something in libcrypto: %d allocations", failures);
+	ok(failures > 0, "the block, and what libcrypto of this version allocates: %d", failures);
 	outbox_sign(signer, ID, VECTOR_TIMESTAMP, VECTOR_BODY, strlen(VECTOR_BODY), signature);
 	has(headers, "webhook-signature", signature);
 	outbox_message_headers_free(headers);
