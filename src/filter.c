@@ -86,11 +86,13 @@ is_no_answer(int code)
 	return ERRCODE_TO_CATEGORY(code) == ERRCODE_OPERATOR_INTERVENTION || code == ERRCODE_OUT_OF_MEMORY;
 }
 
-/* False: it failed. */
+/* False: it failed.  An error takes away what the caller holds off (errfinish()); that is given back. */
 static bool
 attempt_once(Task task, void *subject, JsonPath *filter, Datum *result)
 {
 	MemoryContext context = CurrentMemoryContext;
+	uint32		interrupts_held = InterruptHoldoffCount;
+	uint32		cancels_held = QueryCancelHoldoffCount;
 	volatile bool done = false;
 
 	PG_TRY();
@@ -102,6 +104,8 @@ attempt_once(Task task, void *subject, JsonPath *filter, Datum *result)
 	{
 		if (is_no_answer(geterrcode()))
 			PG_RE_THROW();
+		InterruptHoldoffCount = interrupts_held;
+		QueryCancelHoldoffCount = cancels_held;
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 	}

@@ -106,4 +106,13 @@ sql(q{SELECT outbox.resume('failing')});
 wait_for(sub { sql("SELECT detail FROM outbox.trace('$keyed[1]') WHERE subscription = 'failing' AND what IN ('blocked', 'pending')") =~ /^behind event $keyed[0] of key k, which is retrying/ }, 'what the second one waits behind');
 
 unlike(slurp_file($node->logfile), qr/ (?:ERROR|PANIC):/, 'without an error in the log');
+
+# ---- an error in a filter takes nothing from the bound on waits for locks: what cancels was held off meanwhile
+subscribe($node, 'unanswered', $receiver->url('/ok?unanswered'), types => ['late'], filter => '$.at.datetime() < "2026-01-01 00:00:00+00".datetime()');
+subscribe($node, 'refused', $receiver->url('/status/500?refused'), types => ['late'], max_attempts => 1);
+my $locker = session($node);
+$locker->query('BEGIN; LOCK TABLE outbox.delivery IN ACCESS EXCLUSIVE MODE');
+enqueue($node, 'late', '{"at": "2025-01-01 00:00:00"}');
+ok(wait_for(sub { slurp_file($node->logfile) =~ /canceling statement due to lock timeout/ }, 'lock_timeout'), 'after an error in a filter the worker waits no longer for a lock than it should');
+$locker->query('COMMIT');
 done_testing;
