@@ -82,7 +82,7 @@ outbox_sign(OutboxSigner *signer, const char *id, int64_t timestamp, const void 
 }
 
 /*
- * Lines under construction.  A failure sets `error` and turns what follows into nothing, so that callers check once.
+ * Lines under construction.  A failure sets `error`, or `want`, and turns what follows into nothing, so that callers check once.
  */
 typedef struct Lines
 {
@@ -91,12 +91,13 @@ typedef struct Lines
 	char	   *at;
 	char	   *end;			/* behind the block */
 	const char *error;
+	bool		want;			/* of memory: nothing is wrong with the message */
 } Lines;
 
 static void
 append(Lines *lines, const char *bytes, size_t size)
 {
-	if (lines->error != NULL)
+	if (lines->error != NULL || lines->want)
 		return;
 	if ((size_t) (lines->end - lines->at) < size)
 	{
@@ -280,7 +281,7 @@ add_signatures(Lines *lines, const OutboxMessage *message, OutboxSigner *const *
 	{
 		if (!outbox_sign(signers[i], message->id, timestamp, message->body, message->size, text))
 		{
-			lines->error = "cannot sign";
+			lines->want = true;
 			return;
 		}
 		if (i > 0)
@@ -409,7 +410,7 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 	}
 	if (!reserve_lines(&lines, message))
 	{
-		*error = "out of memory";
+		*error = NULL;
 		return NULL;
 	}
 	add_webhook(&lines, message, signers, n_signers, timestamp);
@@ -429,9 +430,9 @@ outbox_message_headers(const OutboxMessage *message, OutboxSigner *const *signer
 	end_joined(&lines);
 	add_own(&lines, message);
 
-	if (lines.error != NULL)
+	if (lines.error != NULL || lines.want)
 	{
-		*error = lines.error;
+		*error = lines.want ? NULL : lines.error;
 		outbox_message_headers_free(lines.headers);
 		return NULL;
 	}

@@ -65,7 +65,7 @@ typedef struct OutboxMessage
  * timestamp: Unix seconds of the attempt.  span: 8 random bytes for this attempt's traceparent.  Attribute values are UTF-8, percent-encoded as the
  * CloudEvents HTTP binding §3.1.3.2 demands; headers of event and subscription go out verbatim and are checked again.  Of a message whose body is an envelope, the attributes
  * are in there: id, body, headers, and in structured mode traceparent are all that is looked at.
- * NULL and *error (a constant) if something may not be sent: a control character, a reserved name.
+ * NULL and *error (a constant) if something may not be sent: a control character, a reserved name.  NULL and no *error if it is no fault of the message's: there is no memory, for OpenSSL neither.
  */
 typedef struct OutboxRequestHeaders
 {

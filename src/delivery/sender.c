@@ -280,6 +280,11 @@ send_item(OutboxItem *item, TimestampTz now)
 	request->exchange->size = message.size;
 	request->exchange->headers = outbox_message_headers(&message, subscription->signers, subscription->n_signers,
 														(int64) time(NULL), (unsigned char *) &span, &error);
+	if (request->exchange->headers == NULL && error == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("A request could not be written or signed.")));
 	if (request->exchange->headers == NULL)
 		end_unsent(request, OUTBOX_BAD_REQUEST, error);
 	else

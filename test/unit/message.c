@@ -29,6 +29,24 @@ vector_signer(void)
 #define VECTOR_BODY "{\"test\": 2432232314}"
 #define VECTOR_SIGNATURE "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
+/* What the room asks for memory, and for it to sign, unless there is none. */
+static bool no_memory;
+static bool no_mac;
+extern void *__real_malloc(size_t size);
+extern int	__real_EVP_MAC_init(EVP_MAC_CTX *context, const unsigned char *key, size_t size, const OSSL_PARAM params[]);
+
+void *
+__wrap_malloc(size_t size)
+{
+	return no_memory ? NULL : __real_malloc(size);
+}
+
+int
+__wrap_EVP_MAC_init(EVP_MAC_CTX *context, const unsigned char *key, size_t size, const OSSL_PARAM params[])
+{
+	return no_mac ? 0 : __real_EVP_MAC_init(context, key, size, params);
+}
+
 static void
 test_signature(void)
 {
@@ -361,6 +379,31 @@ test_formats(void)
 	}
 }
 
+/* What is no fault of the message's has no text. */
+static void
+test_want(void)
+{
+	OutboxMessage message = plain_message();
+	OutboxSigner *signer = vector_signer();
+	OutboxRequestHeaders *headers;
+	const char *error;
+
+	for (int i = 0; i < 2; i++)
+	{
+		no_memory = i == 0;
+		no_mac = i == 1;
+		error = "unset";
+		headers = outbox_message_headers(&message, &signer, 1, VECTOR_TIMESTAMP, span, &error);
+		no_memory = no_mac = false;
+		ok(headers == NULL && error == NULL, "%s", i == 0 ? "no memory" : "no signature");
+		outbox_message_headers_free(headers);
+	}
+	headers = outbox_message_headers(&message, &signer, 1, VECTOR_TIMESTAMP, span, &error);
+	ok(headers != NULL, "afterwards all is well");
+	outbox_message_headers_free(headers);
+	outbox_signer_free(signer);
+}
+
 int
 main(void)
 {
@@ -374,5 +417,6 @@ main(void)
 	test_refusals();
 	test_traceparent();
 	test_formats();
+	test_want();
 	return done_testing();
 }
