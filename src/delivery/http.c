@@ -841,7 +841,7 @@ return_transfer(Transfer *transfer)
  * Setting a handle to an endpoint.
  */
 
-/* Takes the URL apart with libcurl's own parser: two parsers that disagree are how policies are passed by. */
+/* Takes the URL apart with libcurl's own parser: two parsers that disagree are how policies are passed by.  NULL: see *refusal; if that is NULL too, there was no memory. */
 static Origin *
 parse_url(OutboxHttp *http, const char *url, const char **refusal)
 {
@@ -859,7 +859,9 @@ parse_url(OutboxHttp *http, const char *url, const char **refusal)
 	if (code == CURLUE_OK)
 		code = curl_url_get(parsed, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT);
 
-	if (code == CURLUE_USER_NOT_ALLOWED)
+	if (code == CURLUE_OUT_OF_MEMORY)
+		*refusal = NULL;
+	else if (code == CURLUE_USER_NOT_ALLOWED)
 		*refusal = "user name or password in the URL";
 	else if (code != CURLUE_OK)
 		*refusal = "malformed URL";

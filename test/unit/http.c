@@ -8,6 +8,7 @@
 #include "delivery/http.h"
 
 #include <arpa/inet.h>
+#include <curl/curl.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -203,15 +204,24 @@ getpeername(int fd, struct sockaddr *address, socklen_t *size)
 	return 0;
 }
 
-/* libcurl's multi handle, unless there is none to be had. */
+/* libcurl's, unless there is no memory for them. */
 static bool no_multi;
+static bool no_url;
 
-void *
+CURLM *
 curl_multi_init(void)
 {
-	void	   *(*real) (void) = (void *(*) (void)) dlsym(RTLD_NEXT, "curl_multi_init");
+	CURLM	   *(*real) (void) = (CURLM *(*) (void)) dlsym(RTLD_NEXT, "curl_multi_init");
 
 	return no_multi ? NULL : real();
+}
+
+CURLUcode
+curl_url_set(CURLU *url, CURLUPart what, const char *part, unsigned int flags)
+{
+	CURLUcode	(*real) (CURLU *, CURLUPart, const char *, unsigned int) = (CURLUcode (*) (CURLU *, CURLUPart, const char *, unsigned int)) dlsym(RTLD_NEXT, "curl_url_set");
+
+	return no_url ? CURLUE_OUT_OF_MEMORY : real(url, what, part, flags);
 }
 
 static void
@@ -1498,6 +1508,23 @@ test_no_engine(OutboxHttp *http)
 	outbox_exchange_free(x);
 }
 
+/* Nobody's fault, and passes: not what a malformed URL is. */
+static void
+test_no_memory(OutboxHttp *http)
+{
+	OutboxEndpoint endpoint = endpoint_of(url("http", "new-name.test", plain_server.port, 0), OUTBOX_NETWORK_PRIVATE);
+	OutboxExchange *x;
+
+	no_url = true;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_CONNECT && mentions(x, "out of memory"), "no memory for the URL: %s", x->error);
+	outbox_exchange_free(x);
+	no_url = false;
+	x = exchange_with(http, &endpoint);
+	ok(x->outcome == OUTBOX_DELIVERED, "and then there is %s", x->error);
+	outbox_exchange_free(x);
+}
+
 int
 main(void)
 {
@@ -1535,6 +1562,7 @@ main(void)
 	test_abandoned_names(http);
 	test_engine_failure(http);
 	test_no_engine(http);
+	test_no_memory(http);
 	outbox_http_free(http);
 	test_free();
 	test_descriptors();

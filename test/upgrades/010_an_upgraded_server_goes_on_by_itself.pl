@@ -126,7 +126,7 @@ is(sql(q{SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.inde
 	'no index depends on how an operating system sorts, which may be another one there');
 my $epoch = sql('SELECT outbox.epoch()');
 my @segments = split /\n/, sql('SELECT tableoid::regclass FROM outbox.event GROUP BY 1');
-cmp_ok(scalar @segments, '>', 2, 'the log has rotated');
+cmp_ok(scalar @segments, '>', 1, 'the log has rotated');
 $old->stop;
 my @then = $receiver->requests;
 
