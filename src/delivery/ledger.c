@@ -350,13 +350,20 @@ static OutboxStatement is_active = {
 	"SELECT 1 FROM outbox.subscription s WHERE s.id = $1 AND s.state = 'active'", 1, {INT4OID}
 };
 
+/*
+ * A boundary is raised to a tick that was taken after it.  Only what the snapshots see tells that: of a transaction that was open in one and has ended in the other, no xid need have been
+ * given out between them, and `next` is read after its snapshot.
+ */
 static OutboxStatement meet_matches = {
 	"UPDATE outbox.subscription_match m SET met = true,"
-	"  until_snapshot = CASE WHEN m.until_next < $3 THEN $2 ELSE m.until_snapshot END,"
-	"  until_next = CASE WHEN m.until_next < $3 THEN $3 ELSE m.until_next END,"
-	"  until_clock = CASE WHEN m.until_next < $3 THEN $4 ELSE m.until_clock END"
-	" WHERE m.epoch = $1 AND NOT m.met AND m.ctid = ANY (ARRAY("
-	"  SELECT l.ctid FROM outbox.subscription_match l WHERE l.epoch = $1 AND NOT l.met FOR UPDATE SKIP LOCKED))",
+	"  until_snapshot = CASE WHEN k.later THEN $2 ELSE m.until_snapshot END,"
+	"  until_next = CASE WHEN k.later THEN GREATEST(m.until_next, $3) ELSE m.until_next END,"
+	"  until_clock = CASE WHEN k.later THEN GREATEST(m.until_clock, $4) ELSE m.until_clock END"
+	" FROM (SELECT l.ctid AS row,"
+	"         pg_catalog.pg_snapshot_xmax(l.until_snapshot) < pg_catalog.pg_snapshot_xmax($2)"
+	"         OR EXISTS (SELECT FROM pg_catalog.pg_snapshot_xip(l.until_snapshot) x WHERE pg_catalog.pg_visible_in_snapshot(x, $2)) AS later"
+	"    FROM outbox.subscription_match l WHERE l.epoch = $1 AND NOT l.met FOR UPDATE SKIP LOCKED) k"
+	" WHERE m.ctid = k.row",
 	4, {INT8OID, PG_SNAPSHOTOID, XID8OID, INT8OID}
 };
 
