@@ -218,6 +218,14 @@ sub _remember
 	substr $$times, $s * 12, 12, pack 'qL', $at, $accepted ? $low : scalar @$faults;
 }
 
+# Until then it was in flight, and its sender could not know: from here on it counts how long ago that was. Unless the event has meanwhile come again.
+sub _answered
+{
+	my ($self, $subscription, $event, $began, $at) = @_;
+	my $times = \$subscription->{times}[ $event->{p} ];
+	substr $$times, $event->{s} * 12, 8, pack 'q', $at if unpack('q', substr $$times, $event->{s} * 12, 8) == $began;
+}
+
 # It has been delivered before: how long before the end of that worker? Or has it been the same one?
 sub _repeated
 {
@@ -299,7 +307,7 @@ sub _read_log
 {
 	my ($self, $name) = @_;
 	my %by_path = map { $_->{name} => $_ } grep { $_->{log} eq $name } @{ $self->{subscriptions} };
-	my %open;     # seq => [subscription, keys, number of events]
+	my %open;     # seq => [subscription, keys, number of events, when it began, events delivered by it]
 	my ($in_flight, $fault) = (0, 0);
 	my @by_start = sort { $a->{at} <=> $b->{at} } @{ $self->{faults} };
 	my ($newest_accepted, $newest_began) = (0, 0);
@@ -314,9 +322,10 @@ sub _read_log
 		if ($what eq 'E')
 		{
 			my $request = delete $open{$seq} or next;
-			my ($subscription, $keys, $count) = @$request;
+			my ($subscription, $keys, $count, $began, $delivered) = @$request;
 			$in_flight -= $count;
 			for my $key (@$keys) { delete $subscription->{open}{$key}; $subscription->{ended}{$key} = $at }
+			$self->_answered($subscription, $_, $began, $at) for @$delivered;
 			next;
 		}
 		die "$name: not a record: $line" unless $what eq 'R';
@@ -337,7 +346,7 @@ sub _read_log
 			$self->_wrong('changed', "batch $1 with other bytes") if ($subscription->{batches}{$1} //= $digest) ne $digest;
 		}
 
-		my %keys;
+		my (%keys, @delivered);
 		for my $event (@events)
 		{
 			$keys{ $event->{n} ? "k$event->{k}" : "e$event->{p}.$event->{s}" } = 1;
@@ -349,7 +358,9 @@ sub _read_log
 			my $before = substr $$digests, $s * 8, 8;
 			if ($before eq "\0" x 8) { substr $$digests, $s * 8, 8, $event->{digest} }
 			elsif ($before ne $event->{digest}) { $self->_wrong('changed', "$p.$s ($event->{id}) to $path: other bytes in request $seq") }
-			$self->_delivered($subscription, $event, $at, $action eq 'lost' ? 0 : $accepted) if $delivers && !$subscription->{effects};
+			next if !$delivers || $subscription->{effects};
+			$self->_delivered($subscription, $event, $at, $action eq 'lost' ? 0 : $accepted);
+			push @delivered, $event;
 		}
 		for my $key (keys %keys)
 		{
@@ -357,7 +368,7 @@ sub _read_log
 			elsif (($subscription->{ended}{$key} // 0) > $at) { $self->_wrong('overlap', "$path: request $seq began before the last one was answered: " . substr $key, 1) }
 			$subscription->{open}{$key} = $seq;
 		}
-		$open{$seq} = [ $subscription, [ keys %keys ], scalar @events ];
+		$open{$seq} = [ $subscription, [ keys %keys ], scalar @events, $at, \@delivered ];
 		$in_flight += @events;
 
 		if ($delivers)
