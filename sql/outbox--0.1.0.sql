@@ -1479,7 +1479,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.subscription;
 BEGIN
-    SELECT * INTO s FROM outbox.subscription AS t WHERE t.name = _subscription.name FOR UPDATE;
+    SELECT * INTO s FROM outbox.subscription AS t WHERE t.name = _subscription.name COLLATE "C" FOR UPDATE;
     IF NOT FOUND THEN
         RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', _subscription.name),
             DETAIL = 'No subscription has this name.', HINT = 'The view outbox.subscription_status lists the subscriptions.';
@@ -1558,7 +1558,7 @@ DECLARE
     s           outbox.subscription;
     undelivered bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM outbox.subscription AS t WHERE t.name = _unsubscribe.name) THEN
+    IF NOT EXISTS (SELECT FROM outbox.subscription AS t WHERE t.name = _unsubscribe.name COLLATE "C") THEN
         RETURN false;
     END IF;
     s := outbox._subscription(_unsubscribe.name, operator);
@@ -1868,7 +1868,7 @@ BEGIN
     IF types IS NOT NULL THEN
         PERFORM outbox._check_types(types);
     END IF;
-    IF NOT EXISTS (SELECT FROM outbox.subscription AS s WHERE s.name = subscription) AND subscription IS NOT NULL THEN
+    IF NOT EXISTS (SELECT FROM outbox.subscription AS s WHERE s.name = subscription COLLATE "C") AND subscription IS NOT NULL THEN
         RAISE undefined_object USING MESSAGE = format('subscription "%s" does not exist', subscription),
             DETAIL = 'No subscription has this name.', HINT = 'The view outbox.subscription_status lists the subscriptions.';
     END IF;
@@ -2687,7 +2687,7 @@ BEGIN
     END IF;
 
     LOOP
-        SELECT k.*, k.xmin AS writer INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope AND k.key = begin_request.key;
+        SELECT k.*, k.xmin AS writer INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope COLLATE "C" AND k.key = begin_request.key COLLATE "C";
         IF NOT FOUND THEN
             -- waits for who is inserting it; 40001 if that committed after our snapshot
             INSERT INTO outbox.idempotency_key AS k (scope, key, fingerprint, token, claimed_at, takeover_at)
@@ -2707,7 +2707,7 @@ BEGIN
         END IF;
         IF by_snapshot THEN
             -- it may have changed since: then this raises 40001
-            PERFORM FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope AND k.key = begin_request.key FOR SHARE;
+            PERFORM FROM outbox.idempotency_key AS k WHERE k.scope = begin_request.scope COLLATE "C" AND k.key = begin_request.key COLLATE "C" FOR SHARE;
         END IF;
         IF found_key.fingerprint <> begin_request.fingerprint THEN
             state := 'mismatch';
@@ -2719,7 +2719,7 @@ BEGIN
         END IF;
         -- waits for who is just finishing it, or taking it over, and then finds another token or none
         UPDATE outbox.idempotency_key AS k SET token = nextval('outbox.idempotency_key_token'), claimed_at = clock_timestamp(), takeover_at = clock_timestamp() + lease
-         WHERE k.scope = begin_request.scope AND k.key = begin_request.key AND k.token = found_key.token AND k.finished_at IS NULL
+         WHERE k.scope = begin_request.scope COLLATE "C" AND k.key = begin_request.key COLLATE "C" AND k.token = found_key.token AND k.finished_at IS NULL
         RETURNING k.token, k.takeover_at INTO token, takeover_at;
         state := 'new';
         EXIT WHEN FOUND;
@@ -2743,7 +2743,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_key outbox.idempotency_key;
 BEGIN
-    SELECT k.* INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = _refuse_claim.scope AND k.key = _refuse_claim.key;
+    SELECT k.* INTO found_key FROM outbox.idempotency_key AS k WHERE k.scope = _refuse_claim.scope COLLATE "C" AND k.key = _refuse_claim.key COLLATE "C";
     IF NOT FOUND THEN
         RAISE undefined_object USING MESSAGE = 'there is no such request', DETAIL = 'It was not begun, was given up by fail_request(), or has expired.',
             HINT = 'Begin it again with outbox.begin_request().';
@@ -2772,7 +2772,7 @@ BEGIN
     END IF;
 
     UPDATE outbox.idempotency_key AS k SET finished_at = clock_timestamp(), response = finish_request.response, status = finish_request.status
-     WHERE k.scope = finish_request.scope AND k.key = finish_request.key AND k.token = finish_request.token AND k.finished_at IS NULL;
+     WHERE k.scope = finish_request.scope COLLATE "C" AND k.key = finish_request.key COLLATE "C" AND k.token = finish_request.token AND k.finished_at IS NULL;
     IF NOT FOUND THEN
         PERFORM outbox._refuse_claim(finish_request.scope, finish_request.key, finish_request.token);
     END IF;
@@ -2788,7 +2788,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM outbox._check_request(fail_request.scope, fail_request.key);
     DELETE FROM outbox.idempotency_key AS k
-     WHERE k.scope = fail_request.scope AND k.key = fail_request.key AND k.token = fail_request.token AND k.finished_at IS NULL;
+     WHERE k.scope = fail_request.scope COLLATE "C" AND k.key = fail_request.key COLLATE "C" AND k.token = fail_request.token AND k.finished_at IS NULL;
     IF NOT FOUND THEN
         PERFORM outbox._refuse_claim(fail_request.scope, fail_request.key, fail_request.token);
     END IF;

@@ -419,7 +419,7 @@ return_events(ReturnSetInfo *result, const OutboxCall *call)
 
 /*
  * Rows go into the caller's result.  Their memory is of its own, in small blocks: in the query's, whose blocks double, a hundred rows go just past what malloc keeps between two calls, and
- * every call would get and give back pages of the system's.
+ * every call would get and give back pages of the system's.  All calls of a query share it.
  */
 static ReturnSetInfo *
 begin_rows(FunctionCallInfo fcinfo)
@@ -429,7 +429,9 @@ begin_rows(FunctionCallInfo fcinfo)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);	/* to look up the OUT arguments takes longer than the call */
 	tuplestore_end(result->setResult);
-	caller = MemoryContextSwitchTo(AllocSetContextCreate(result->econtext->ecxt_per_query_memory, "outbox pull", 0, ROWS_BLOCK, ROWS_BLOCK));
+	if (fcinfo->flinfo->fn_extra == NULL)
+		fcinfo->flinfo->fn_extra = AllocSetContextCreate(fcinfo->flinfo->fn_mcxt, "outbox pull", 0, ROWS_BLOCK, ROWS_BLOCK);
+	caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_extra);
 	result->setResult = tuplestore_begin_heap((result->allowedModes & SFRM_Materialize_Random) != 0, false, work_mem);
 	MemoryContextSwitchTo(caller);
 	return result;

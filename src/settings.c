@@ -257,6 +257,7 @@ void
 outbox_settings_pin(const OutboxPinned *own, int n)
 {
 	static const OutboxPinned everybody[] = {
+		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
 		{"transaction_timeout", "0"},

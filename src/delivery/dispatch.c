@@ -191,7 +191,7 @@ outbox_dispatch_exceptions(const OutboxException *exceptions, int n)
 		else if (item != NULL)
 			revive(item, exception);
 		else
-			outbox_item_take_over(lane, exception);
+			outbox_item_take_over(lane, exception, true);
 	}
 	outbox_item_each_exception(drop_unseen);
 }
@@ -208,7 +208,7 @@ outbox_dispatch_replayed(const OutboxException *exceptions, int n)
 		if (item != NULL)
 			revive(item, exception);
 		else if (lane != NULL)
-			outbox_item_take_over(lane, exception);
+			outbox_item_take_over(lane, exception, false);	/* the cursor is past what is replayed */
 	}
 }
 

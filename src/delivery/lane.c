@@ -788,6 +788,32 @@ outbox_item_free(OutboxItem *item)
 	pfree(item);
 }
 
+/*
+ * What the tables brought has no place among what this worker has read, and no row any more: it must not be met again.  Not by this worker, if it has not read so far yet; and not by the
+ * next one, which would if the cursor stayed before what is still outstanding.
+ */
+static void
+finish_taken_over(OutboxItem *item)
+{
+	OutboxLane *lane = item->lane;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lane->outstanding)
+	{
+		OutboxItem *other = dlist_container(OutboxItem, outstanding, iter.cur);
+
+		if (memcmp(&other->log_id, &item->log_id, sizeof(pg_uuid_t)) > 0)
+			break;
+		lane->max_done_seq = Max(lane->max_done_seq, other->seq + 1);
+	}
+	if (item->inherited && (lane->need_settled || !head_is_new))
+	{
+		if (lane->done_ahead == NULL)
+			lane->done_ahead = make_hash("outbox exceptions that are done", sizeof(pg_uuid_t), sizeof(pg_uuid_t));
+		(void) hash_search(lane->done_ahead, &item->id, HASH_ENTER, NULL);
+	}
+}
+
 /* Delivered, dead, or dropped by an operator. */
 void
 outbox_item_finish(OutboxItem *item)
@@ -795,12 +821,8 @@ outbox_item_finish(OutboxItem *item)
 	OutboxLane *lane = item->lane;
 
 	lane->max_done_seq = Max(lane->max_done_seq, item->seq);
-	if (item->row && item->seq == 0 && (lane->need_settled || !head_is_new))
-	{
-		if (lane->done_ahead == NULL)
-			lane->done_ahead = make_hash("outbox exceptions that are done", sizeof(pg_uuid_t), sizeof(pg_uuid_t));
-		(void) hash_search(lane->done_ahead, &item->id, HASH_ENTER, NULL);
-	}
+	if (item->row && item->seq == 0)
+		finish_taken_over(item);
 	done++;
 	outbox_item_free(item);
 }
@@ -920,7 +942,7 @@ outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExcha
 }
 
 void
-outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
+outbox_item_take_over(OutboxLane *lane, const OutboxException *exception, bool inherited)
 {
 	RowId		id = {.event_id = exception->event_id, .subscription = exception->subscription};
 	OutboxItem *item = new_item(lane, &exception->event_id, &exception->log_id,
@@ -930,6 +952,7 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception)
 	entry->item = item;
 	item->seq = 0;				/* its end says nothing about those that are outstanding */
 	item->row = true;
+	item->inherited = inherited;
 	item->seen = true;
 	item->attempts = exception->attempts;
 	item->first_at = exception->first_at;

@@ -39,6 +39,7 @@ typedef struct OutboxItem
 	uint64		key_hash;
 	struct OutboxKeyQueue *of_key;	/* the items of its key, while keyed */
 	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
+	bool		inherited;		/* … of which the log may not have been read yet */
 	bool		dead;			/* a dead letter that holds back its key */
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
@@ -242,8 +243,8 @@ extern void outbox_item_note(OutboxItem *item, OutboxRowStatus status, const Out
 extern void outbox_item_make_row(OutboxItem *item, OutboxRowStatus status, const OutboxExchange *exchange,
 								 const char *reason);
 
-/* An exception read back becomes an item; the one that is there already, or NULL; all of them (visit may free the one it sees). */
-extern void outbox_item_take_over(OutboxLane *lane, const OutboxException *exception);
+/* An exception read back becomes an item (inherited: the lane may not have read that far); the one that is there already, or NULL; all of them (visit may free the one it sees). */
+extern void outbox_item_take_over(OutboxLane *lane, const OutboxException *exception, bool inherited);
 extern void outbox_item_set_replayed(OutboxItem *item, bool replayed);
 extern OutboxItem *outbox_item_exception(int32 subscription, const pg_uuid_t *event_id);
 extern void outbox_item_each_exception(void (*visit) (OutboxItem *item));

@@ -175,7 +175,7 @@ record(bool checkpoint, TimestampTz now)
 			marked_at = now;
 		}
 		else
-			outbox_dispatch_mark(CHECKPOINT_EVENTS);
+			outbox_dispatch_mark(CHECKPOINT_EVENTS / 2);	/* what lanes finish between two marks is not quite what checkpoints count */
 		interval = Min(interval * CHECKPOINT_GROWS, CHECKPOINT_MS);
 		written_head = work->head.base->number;
 		OUTBOX_FAULT("checkpoint-after-commit");
@@ -212,7 +212,8 @@ checkpoint_due(TimestampTz now)
 	done += outbox_item_done();
 	if (!work->moved && !full_state)
 		return false;
-	return full_state || done >= CHECKPOINT_EVENTS || TimestampDifferenceExceeds(checkpoint_at, now, checkpoint_ms());
+	return full_state || done >= CHECKPOINT_EVENTS || TimestampDifferenceExceeds(checkpoint_at, now, checkpoint_ms()) ||
+		TimestampDifferenceExceeds(marked_at, now, interval);
 }
 
 void
@@ -239,6 +240,7 @@ void
 outbox_recorder_finish(TimestampTz now)
 {
 	work->step = OUTBOX_STEP_RECORD;
+	outbox_dispatch_mark(0);
 	(void) outbox_dispatch_pass_overtaken();
 	record(true, now);
 }
@@ -251,7 +253,7 @@ outbox_recorder_next(void)
 	if (work->noted_at != 0)
 		next = TimestampTzPlusMilliseconds(work->noted_at, RECORD_MS);
 	if (work->moved)
-		next = Min(next, TimestampTzPlusMilliseconds(checkpoint_at, checkpoint_ms()));
+		next = Min(next, Min(TimestampTzPlusMilliseconds(checkpoint_at, checkpoint_ms()), TimestampTzPlusMilliseconds(marked_at, interval)));
 	return TIMESTAMP_IS_NOEND(next) ? next : Max(next, work->not_before[OUTBOX_STEP_RECORD]);
 }
 

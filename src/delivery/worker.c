@@ -47,7 +47,6 @@ static void
 pin_settings(void)
 {
 	static const OutboxPinned pinned[] = {
-		{"role", "none"},
 		{"lock_timeout", "200ms"},
 		{"row_security", "off"},
 		{"zero_damaged_pages", "off"},

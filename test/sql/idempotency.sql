@@ -77,6 +77,10 @@ SELECT state, response FROM outbox.begin_request('acme', 'k5', 'f');
 SELECT pg_temp.begin(repeat('ä', 255), repeat('🔑', 255), 'x');
 SELECT pg_temp.begin(repeat('ä', 255), repeat('🔑', 255), 'x') IS NOT NULL AS found;
 
+\echo -- arguments may have a collation of their own
+SELECT state, outbox.finish_request('s' COLLATE "POSIX", 'c' COLLATE "POSIX", token, NULL, 200) FROM outbox.begin_request('s' COLLATE "POSIX", 'c' COLLATE "POSIX", 'f');
+SELECT state, outbox.fail_request('s' COLLATE "POSIX", 'd' COLLATE "POSIX", token) FROM outbox.begin_request('s' COLLATE "POSIX", 'd' COLLATE "POSIX", 'f');
+
 \echo -- refusals
 SELECT left(command, 60) AS command, pg_temp.refusal('SELECT outbox.' || command) FROM unnest(ARRAY[
     'begin_request(NULL, ''k'', ''f'')', 'begin_request(''s'', NULL, ''f'')', 'begin_request(''s'', ''k'', NULL)', 'begin_request('''', ''k'', ''f'')', 'begin_request(''s'', '''', ''f'')',

@@ -79,6 +79,10 @@ SELECT outbox.discard(ids => ARRAY[:'b']::uuid[]);
 SELECT * FROM state;
 SELECT action, role = current_user AS role, subscription, jsonb_set(selector, '{ids}', '["b"]', false) AS selector, count FROM outbox.operation WHERE id > :begin AND action IN ('redrive', 'discard') ORDER BY id;
 
+\echo -- an argument may have a collation of its own
+SELECT call, pg_temp.refusal('SELECT outbox.' || call) FROM unnest(ARRAY['pause(''one'' COLLATE "POSIX", ''x'')', 'resume(''one'' COLLATE "POSIX")', 'redrive(''one'' COLLATE "POSIX")', 'alter_subscription(''one'' COLLATE "POSIX", max_attempts => 3)',
+    'subscribe(''three'' COLLATE "POSIX", ''https://example.com/'')', 'unsubscribe(''three'' COLLATE "POSIX")']) AS call;
+
 \echo -- arming is a setting of the database
 SELECT pg_temp.refusal('SELECT outbox._arm(NULL)');
 SELECT outbox.start();

@@ -16,6 +16,7 @@ $origin->start;
 install($origin, 'postgres');
 $origin->safe_psql('postgres', 'CREATE DATABASE other');
 install($origin, 'other');
+$origin->safe_psql('postgres', 'CREATE ROLE hardly; ALTER DATABASE template1 SET role = hardly');    # who may not disarm anything
 worker_pid($origin, $_) for qw(postgres other);
 $origin->backup('base');
 $origin->safe_psql('postgres', 'SELECT pg_switch_wal()');

@@ -1,4 +1,5 @@
-# A crash can leave the row of an exception, but not the cursor that had passed its event. The event is delivered by its row, and not again when the log is read that far.
+# A crash can leave the row of an exception, but not the cursor that had passed its event. The event is delivered by its row, and not again when the log is read that far: not by the worker that delivered it, and not by the one
+# after it, though what was before it is still under way.
 use strict;
 use warnings;
 
@@ -67,5 +68,31 @@ my $end = $session->query(q{SELECT outbox.enqueue('load', '"end"')});
 my @rest = take(1, $end);
 is(scalar(@first) + @rest, 2002, 'all of them come again, once');
 is(scalar(grep { $_->[0] eq $failed } @rest), 0, 'it does not');
+
+# ---- one is held, the next one failed, the worker ends; the next worker delivers that by its row, while the first one is still held
+ack(@rest);
+sql(q{SELECT outbox.subscribe('others', types => '{other}')});
+my ($held, $again) = split /\n/, $session->query(q{SELECT outbox.enqueue('load', to_jsonb(i)) FROM generate_series(1, 2) i});
+my %token = map { @$_ } take(2);
+$session->query("SELECT outbox.nack('some', '{$again}', '$token{$again}', '0 s')");
+sub rows { my ($id) = @_; return sql("SELECT count(*) FROM outbox.delivery WHERE event_id = '$id'") }
+wait_for(sub { rows($again) }, 'the row of the one that failed');
+my $worker = worker_pid($node);
+sql("SELECT pg_terminate_backend($worker)");
+wait_for(sub { (worker_pid($node) // $worker) != $worker }, 'another worker');
+%token = map { @$_ } take(2);
+is(join(' ', sort keys %token), "$held $again", 'both come again');
+$session->query(q{SELECT outbox.enqueue('other', '2')});
+wait_for(sub { $session->query(q{SELECT count(*) FROM outbox.pull('others', 10)}) }, 'the head being at what is new');
+is(rows($held), 0, 'the one that is held has no row');
+ack([ $again, $token{$again} ]);
+ok(wait_for(sub { !rows($again) && rows($held) }, 'the rows'), 'once the one that failed is done, the one before it needs a row, for the cursor to pass both');
+kill 'KILL', worker_pid($node);
+wait_for(sub { is_reachable($node) }, 'the server being back again');
+$session = session($node);
+$end = $session->query(q{SELECT outbox.enqueue('load', '"end"')});
+my %came;
+wait_for(sub { $came{$_}++ for ($session->query(q{SELECT event_id FROM outbox.pull('some', 10)}) // '') =~ /^[-0-9a-f]{36}$/mg; $came{$held} && $came{$end} }, 'what is left', 90);    # when its lease has ended
+is(join(' ', sort keys %came), "$held $end", 'the next worker delivers only that again');
 
 done_testing;

@@ -124,7 +124,7 @@ for my $name (sort keys %{ $after->{used} })
 	note "$name: $grown" if $grown;
 }
 cmp_ok($after->{bytes} - $before->{bytes}, '<', 128 * 1024, 'the contexts of the worker have not grown');
-cmp_ok($after->{others} - $before->{others}, '<', 128 * 1024, 'nor has what others in it take');
+cmp_ok($after->{others} - $before->{others}, '<', 256 * 1024, 'nor has what others in it take');    # some connections more or less, and their buffers; two bytes for each delivery would be as much
 
 # ---- sessions ------------------------------------------------------------------------------------------------------------------------------
 
@@ -170,5 +170,11 @@ while (my ($name, $statement) = splice @calls, 0, 2)
 	cmp_ok(grown($statement, 1_000, ''), '<', 16384, "$name, all in one transaction");
 	sql('COMMIT');
 }
+
+# nor calls within one query
+sql('BEGIN; DECLARE many CURSOR FOR SELECT FROM generate_series(1, 1000) AS i LEFT JOIN LATERAL outbox.pull(\'pulled\', 1 + 0 * i) ON true');
+sql('MOVE 500 FROM many');
+is(sql(q{SELECT count(*) FROM pg_catalog.pg_backend_memory_contexts WHERE name = 'outbox pull'}), 1, 'all pull()s of a query share their memory');
+sql('COMMIT');
 
 done_testing;
