@@ -124,7 +124,7 @@ for my $name (sort keys %{ $after->{used} })
 	note "$name: $grown" if $grown;
 }
 cmp_ok($after->{bytes} - $before->{bytes}, '<', 128 * 1024, 'the contexts of the worker have not grown');
-cmp_ok($after->{others} - $before->{others}, '<', 256 * 1024, 'nor has what others in it take');    # some connections more or less, and their buffers; two bytes for each delivery would be as much
+cmp_ok($after->{others} - $before->{others}, '<', 256 * 1024, 'nor has what others in it take');    # some connections more or less, and their buffers; a byte for each delivery would be as much
 
 # ---- sessions ------------------------------------------------------------------------------------------------------------------------------
 
