@@ -6,8 +6,12 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "executor/tuptable.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 #include "utils/xid8.h"
@@ -15,6 +19,7 @@
 #include "cursors.h"
 #include "table.h"
 #include "statement.h"
+#include "writer.h"
 
 /* A pair of tables is left for the other one after this many cursor rows. */
 #ifdef OUTBOX_FAULTS
@@ -23,20 +28,32 @@
 #define CURSOR_ROWS 20000
 #endif
 
+#define ROWS_AT_ONCE 100
+
+/* A row to be written. */
+typedef struct CursorRow
+{
+	int64		seq;
+	int64		epoch;
+	int32		subscription;
+	bool		at_head;
+	int64		base;
+	int64		upper;
+	bool		partial;
+	pg_uuid_t	after;
+	uint64		offset;
+} CursorRow;
+
+static CursorRow *rows = NULL;	/* in the memory of the transaction that is to write them */
+static int	n_rows = 0;
+static int	room = 0;
+
+static const char *const table_names[2][2] = {{"cursor_0", "tick_0"}, {"cursor_1", "tick_1"}};
 static int	pair = 0;			/* the pair in use */
 static bool old_pair_full = true;	/* the other pair may hold rows */
 static int64 cursor_rows = 0;	/* in the pair in use */
 static int64 next_seq = 1;
 static uint32 generation = 1;	/* of tick rows: raised when what was written before does not count any more */
-
-static OutboxStatement insert_cursor[2] = {
-	{"INSERT INTO outbox.cursor_0 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
-	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}},
-	{"INSERT INTO outbox.cursor_1 (seq, epoch, subscription_id, at_head, base, tick, after, \"offset\", at)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.clock_timestamp())",
-	8, {INT8OID, INT8OID, INT4OID, BOOLOID, INT8OID, INT8OID, UUIDOID, INT8OID}}
-};
 
 static OutboxStatement insert_tick[2] = {
 	{"INSERT INTO outbox.tick_0 (epoch, tick, snapshot, next, clock, \"offset\", at) VALUES ($1, $2, $3, $4, $5, $6, $7)"
@@ -94,34 +111,77 @@ write_tick(int64 epoch, OutboxTick *tick)
 void
 outbox_cursors_put(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset)
 {
-	char		nulls[] = "        ";
-	Datum		values[8];
+	CursorRow  *row;
 
-	if (!at_head && position->restored != 0)
-		epoch = position->restored;
-	values[0] = Int64GetDatum(next_seq++);
-	values[1] = Int64GetDatum(epoch);
-	values[2] = Int32GetDatum(subscription);
-	values[3] = BoolGetDatum(at_head);
-	if (at_head)
-		nulls[4] = nulls[5] = nulls[6] = 'n';
-	else
+	if (n_rows == room)
 	{
-		write_tick(epoch, position->base);
-		write_tick(epoch, position->upper);
-		values[4] = Int64GetDatum((int64) position->base->number);
-		values[5] = Int64GetDatum((int64) position->upper->number);
-		values[6] = UUIDPGetDatum(&position->after);
-		nulls[6] = position->partial ? ' ' : 'n';
+		room = room == 0 ? ROWS_AT_ONCE : room * 2;
+		rows = rows == NULL ? palloc(room * sizeof(CursorRow)) : repalloc(rows, room * sizeof(CursorRow));
 	}
-	values[7] = Int64GetDatum((int64) offset);
-	outbox_statement_run(&insert_cursor[pair], values, nulls);
-	cursor_rows++;
+	row = &rows[n_rows++];
+	*row = (CursorRow) {.seq = next_seq++, .epoch = epoch, .subscription = subscription, .at_head = at_head, .offset = offset};
+	if (at_head)
+		return;
+	if (position->restored != 0)
+		row->epoch = position->restored;
+	write_tick(row->epoch, position->base);
+	write_tick(row->epoch, position->upper);
+	row->base = (int64) position->base->number;
+	row->upper = (int64) position->upper->number;
+	row->partial = position->partial;
+	row->after = position->after;
+}
+
+#define CURSOR_COLUMNS 9		/* what follows is a DBA's */
+
+static void
+fill_slot(TupleTableSlot *slot, const CursorRow *row, TimestampTz now)
+{
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	memset(slot->tts_isnull, false, CURSOR_COLUMNS * sizeof(bool));
+	slot->tts_values[0] = Int64GetDatum(row->seq);
+	slot->tts_values[1] = Int64GetDatum(row->epoch);
+	slot->tts_values[2] = Int32GetDatum(row->subscription);
+	slot->tts_values[3] = BoolGetDatum(row->at_head);
+	slot->tts_values[4] = Int64GetDatum(row->base);
+	slot->tts_values[5] = Int64GetDatum(row->upper);
+	slot->tts_values[6] = UUIDPGetDatum(&row->after);
+	slot->tts_isnull[4] = slot->tts_isnull[5] = row->at_head;
+	slot->tts_isnull[6] = !row->partial;
+	slot->tts_values[7] = Int64GetDatum((int64) row->offset);
+	slot->tts_values[8] = TimestampTzGetDatum(now);
+	ExecStoreVirtualTuple(slot);
+}
+
+void
+outbox_cursors_write(const OutboxCatalog *catalog)
+{
+	static OutboxWriter *kept[2];
+	Relation	table = table_open(get_relname_relid(table_names[pair][0], catalog->schema), RowExclusiveLock);
+	OutboxWriter *writer = outbox_writer_open(&kept[pair], table, false);
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int done = 0; done < n_rows; done += ROWS_AT_ONCE)
+	{
+		int			n = Min(n_rows - done, ROWS_AT_ONCE);
+		TupleTableSlot **slots = outbox_writer_slots(writer, n);
+
+		for (int i = 0; i < n; i++)
+			fill_slot(ExecClearTuple(slots[i]), &rows[done + i], now);
+		outbox_writer_insert(writer, n, GetCurrentCommandId(true));
+	}
+	outbox_writer_close(&kept[pair], writer);
+	table_close(table, NoLock);
+	cursor_rows += n_rows;
+	rows = NULL;
+	n_rows = room = 0;
 }
 
 void
 outbox_cursors_failed(void)
 {
+	rows = NULL;
+	n_rows = room = 0;
 	generation++;
 }
 
@@ -146,11 +206,10 @@ outbox_cursors_has_old(void)
 bool
 outbox_cursors_empty_old(const OutboxCatalog *catalog)
 {
-	static const char *const names[2][2] = {{"cursor_0", "tick_0"}, {"cursor_1", "tick_1"}};
 	Oid			tables[2];
 
 	for (int i = 0; i < 2; i++)
-		tables[i] = get_relname_relid(names[1 - pair][i], catalog->schema);
+		tables[i] = get_relname_relid(table_names[1 - pair][i], catalog->schema);
 	return outbox_tables_empty(tables, 2);
 }
 

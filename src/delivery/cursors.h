@@ -21,8 +21,9 @@ typedef struct OutboxCursor
 
 /* ---- writing, in a transaction with SPI connected ---- */
 
-/* The head is subscription 0.  position: NULL if at_head. */
+/* The head is subscription 0.  position: NULL if at_head.  outbox_cursors_write() writes the rows of all that were put in this transaction. */
 extern void outbox_cursors_put(int64 epoch, int32 subscription, bool at_head, const OutboxPosition *position, uint64 offset);
+extern void outbox_cursors_write(const OutboxCatalog *catalog);
 
 /* That transaction failed. */
 extern void outbox_cursors_failed(void);

@@ -127,6 +127,7 @@ record(bool checkpoint, TimestampTz now)
 				full_state = true;
 			outbox_backlog_write();
 			write_cursors();
+			outbox_cursors_write(outbox_catalog());
 			OUTBOX_FAULT("checkpoint-before-commit");
 			ForceSyncCommit();
 		}
