@@ -28,7 +28,7 @@ sub wait_bytes
 # Scheduled in another order than due, in one transaction and in many; the worker sleeps until the earliest it was told of, and is told of earlier ones
 subscribe($node, 'due', $receiver->url('/ok?due'), types => ['due']);
 my %at;
-my @in = (3, 1.5, 2.5, 1, 2);
+my @in = (7, 5.5, 6.5, 5, 6);    # time enough to look at them before
 my @ids = map {
 	my ($id, $at) = split /\|/, sql("SELECT s.id, EXTRACT(epoch FROM s.deliver_at) FROM outbox.scheduled AS s WHERE s.id = " .
 		literal(schedule($_, 'due', $_)));
