@@ -39,7 +39,7 @@ typedef struct OutboxItem
 	uint64		key_hash;
 	struct OutboxKeyQueue *of_key;	/* the items of its key, while keyed */
 	bool		row;			/* an exception: has a delivery row, the cursor may pass it */
-	bool		inherited;		/* … of which the log may not have been read yet */
+	bool		inherited;		/* … from before this worker: its lane may not have read that far */
 	bool		dead;			/* a dead letter that holds back its key */
 	bool		withdrawn;		/* by an operator, while in flight: its outcome changes nothing any more */
 	bool		seen;			/* by the resync that is going on */
