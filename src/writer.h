@@ -28,15 +28,15 @@ typedef struct OutboxWriter
  * A writer for this table, which the caller has locked (RowExclusive).  `kept` is where the caller keeps a writer from call to call: a static variable of its own for each kind of
  * table.  unique: its unique indexes will be asked before they are written to (ExecCheckIndexConstraints).
  */
-extern OutboxWriter *outbox_writer_open(OutboxWriter **kept, Relation table, bool unique);
+extern PGDLLEXPORT OutboxWriter *outbox_writer_open(OutboxWriter **kept, Relation table, bool unique);
 
 /* n empty slots, the same in each call; what is in them is gone when the writer is closed. */
-extern TupleTableSlot **outbox_writer_slots(OutboxWriter *writer, int n);
+extern PGDLLEXPORT TupleTableSlot **outbox_writer_slots(OutboxWriter *writer, int n);
 
 /* Inserts what is stored in slots 0 .. n-1, in this order, and enters it into all indexes. */
-extern void outbox_writer_insert(OutboxWriter *writer, int n, CommandId command);
+extern PGDLLEXPORT void outbox_writer_insert(OutboxWriter *writer, int n, CommandId command);
 
 /* The table and its indexes stay locked until the transaction ends. */
-extern void outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer);
+extern PGDLLEXPORT void outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer);
 
 #endif							/* OUTBOX_WRITER_H */

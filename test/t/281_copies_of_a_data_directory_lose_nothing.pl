@@ -120,8 +120,8 @@ stop_producers($origin);
 finish_producers($producers, $ledger);
 my $unsent = enqueue($origin, 'load.made', '"the last one"', key => 'last');
 $origin->wait_for_catchup($standby);
-my $crashed_at = time;
 $origin->stop('immediate');
+my $crashed_at = time;   # until then, it may have delivered, and told the standby
 $standby->promote;
 wait_for(sub { sql($standby, 'SELECT pg_is_in_recovery()') eq 'f' }, 'promotion');
 sql($standby, q{SELECT outbox.resume('held')});
