@@ -941,7 +941,8 @@ set_ca(Transfer *transfer, const char *ca)
 		blob.len = strlen(ca);
 	SET_OPTION(transfer->easy, CURLOPT_CAINFO_BLOB, ca != NULL ? &blob : NULL, failed);
 	SET_OPTION(transfer->easy, CURLOPT_CAPATH, ca != NULL ? NULL : transfer->http->ca_path, failed);
-	transfer->own_ca = ca != NULL;
+	if (failed == NULL)
+		transfer->own_ca = ca != NULL;
 	return failed;
 }
 

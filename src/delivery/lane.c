@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "fault.h"
 #include "lane.h"
 
 #define LANE_ROOM 1000			/* events a lane holds in memory, beside its exceptions … */
@@ -962,6 +963,7 @@ outbox_item_take_over(OutboxLane *lane, const OutboxException *exception, bool i
 	item->dead = exception->status == OUTBOX_ROW_DEAD;
 	lane->n_rows++;
 	outbox_item_set_replayed(item, exception->replay);
+	OUTBOX_FAULT("exception-half-entered");
 
 	if (!join_key(item))
 		item->state = OUTBOX_ITEM_WAITING;

@@ -163,7 +163,9 @@ fetch(OutboxLog *log)
 	for (int i = 0; i < n; i++)
 		ids[i] = items[i]->log_id;
 	chunk = outbox_chunk_fetch(log, ids, &n);
+	work->changing = true;
 	outbox_dispatch_fetched(items, n, chunk);
+	work->changing = false;
 	outbox_chunk_unpin(chunk);
 }
 

@@ -92,6 +92,7 @@ forget_history(void)
 	bool		forgotten = false;
 	ListCell   *cell;
 
+	work->changing = true;
 	foreach(cell, outbox_lane_all())
 	{
 		OutboxLane *lane = lfirst(cell);
@@ -106,6 +107,7 @@ forget_history(void)
 	}
 	if (forgotten)
 		outbox_routing_index(outbox_lane_all());
+	work->changing = false;
 }
 
 /* Writes what was noted, and with a checkpoint the cursors that it allows, in one transaction. */
@@ -229,7 +231,9 @@ outbox_recorder_step(TimestampTz now)
 		return;
 	if (checkpoint)
 	{
+		work->changing = true;
 		young = outbox_dispatch_pass_overtaken();
+		work->changing = false;
 		outbox_status_publish(work->database);
 	}
 	if (checkpoint || work->want_resync || outbox_ledger_pending() >= RECORD_NOTES ||

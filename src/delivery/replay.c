@@ -476,13 +476,16 @@ copy_snapshot(const OutboxSnapshot *snapshot)
 static void
 was_taken(Replay *replay, const OutboxPosition *cursor)
 {
+	work->changing = true;
 	replay->taken = true;
-	if (cursor->restored != 0)
-		return;
-	replay->base = copy_snapshot(cursor->base->snapshot);
-	if (cursor->partial)
-		replay->upper = copy_snapshot(cursor->upper->snapshot);
-	replay->after = cursor->after;
+	if (cursor->restored == 0)
+	{
+		replay->base = copy_snapshot(cursor->base->snapshot);
+		if (cursor->partial)
+			replay->upper = copy_snapshot(cursor->upper->snapshot);
+		replay->after = cursor->after;
+	}
+	work->changing = false;
 }
 
 /* The next few.  False: not now. */
@@ -577,9 +580,11 @@ outbox_replay_step(TimestampTz now)
 		MemoryContext old;
 
 		/* to the end first: if this raises, the others come first */
+		work->changing = true;
 		old = MemoryContextSwitchTo(context);
 		replays = lappend(list_delete_first(replays), replay);
 		MemoryContextSwitchTo(old);
+		work->changing = false;
 		if (!is_ready(replay, now))
 			continue;
 		one_step(replay, now);

@@ -177,11 +177,12 @@ place_all_at_start(List *lanes)
 {
 	ListCell   *cell;
 
-	forget_shared_start();		/* an error may have left one, of an earlier reload */
+	work->changing = true;
 	list_sort(lanes, compare_starts);
 	foreach(cell, lanes)
 		place_at_start(lfirst(cell));
 	forget_shared_start();
+	work->changing = false;
 }
 
 /* The ticks that cursors refer to, each loaded once, so that those who stand at the same place read together. */
@@ -307,7 +308,9 @@ load_subscriptions(void)
 		secrets_until = Min(secrets_until, subscription->secrets_until);
 		judge_secrets(subscription);
 	}
+	work->changing = true;
 	outbox_dispatch_configure(subscriptions, &added);
+	work->changing = false;
 	return added;
 }
 
@@ -477,7 +480,9 @@ outbox_restore_resync(void)
 	int			n;
 	OutboxException *exceptions = outbox_ledger_load_exceptions(&n);
 
+	work->changing = true;
 	outbox_dispatch_exceptions(exceptions, n);
+	work->changing = false;
 	work->want_resync = false;
 }
 

@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "fault.h"
 #include "routing.h"
 
 typedef struct Entry
@@ -107,6 +108,7 @@ outbox_routing_index(List *lanes)
 	old = MemoryContextSwitchTo(context);
 	all = list_copy(lanes);
 	needs_bodies = false;
+	OUTBOX_FAULT("index-half-made");
 	foreach(cell, lanes)
 	{
 		OutboxLane *lane = lfirst(cell);

@@ -273,7 +273,8 @@ if ($option{soak})    # lives of minutes, for what grows slowly to be seen
 my %way = (
 	restore => sub { kill 'TERM', workers() }, launch => sub { kill 'TERM', workers() }, worker => sub { kill 'TERM', workers() },
 	list => sub { sql('SELECT pg_reload_conf()') },
-	reload => sub { sql(q{SELECT outbox.alter_subscription('single', description => clock_timestamp()::text)}) },
+	exception => sub { kill 'TERM', workers() },
+	(map { $_ => sub { sql(q{SELECT outbox.alter_subscription('single', description => clock_timestamp()::text)}) } } qw(reload index)),
 	replay => sub { sql(q{SELECT outbox.replay('single', clock_timestamp() - interval '2 s')}) },
 );
 

@@ -1,7 +1,7 @@
 # Folders that hold another Debian, and so another PostgreSQL, and nothing of this machine's: for test/version and test/upgrade.  Sourced by bash, after setup.sh.
 #
 # Needs root, Debian and its mirror, for debootstrap; takes some minutes the first time. The folders stay in ~/.cache/outbox ($OUTBOX_FOLDERS for
-# another place) and are made anew after a week. The mirror is the one this machine's apt uses. SUITE=forky names another Debian.
+# another place) and are made anew after a week, or if an installation in them was cut off. The mirror is the one this machine's apt uses. SUITE=forky names another Debian.
 
 # shellcheck shell=bash disable=SC2154
 
@@ -58,6 +58,7 @@ make_folder() {
 	[ "$(id -u)" = 0 ] || give_up 'making the folder needs root'
 	find_mirror
 	PGVERSION=$version need_packages debootstrap debian-archive-keyring
+	rm -rf "$folder.new"
 	note "debootstrap $suite"
 	set -m
 	debootstrap --variant=minbase --keyring=/usr/share/keyrings/debian-archive-keyring.gpg "$suite" "$folder.new" "$mirror" >"$folder.log" 2>&1 </dev/null &
@@ -71,6 +72,11 @@ make_folder() {
 	rm -rf "$folder" && mv "$folder.new" "$folder"
 }
 
+# Young, and nothing in it half installed: dpkg would ask for help.
+is_usable() {
+	[ -d "$folder" ] && [ -z "$(find "$folder" -maxdepth 0 -mtime +7)" ] && [ -z "$(ls -A "$folder/var/lib/dpkg/updates")" ] && [ -z "$(chroot "$folder" dpkg --audit 2>&1)" ]
+}
+
 # enter_folder VERSION: makes the folder with this PostgreSQL if there is none, and keeps others out of it until the script ends.
 enter_folder() {
 	version=$1 suite=${SUITE:-$(suite_of "$1")}
@@ -82,7 +88,7 @@ enter_folder() {
 	trap leave_folder EXIT
 	trap 'exit 130' INT TERM HUP
 	rm -rf "$folder"/tmp/outbox.??????
-	if [ ! -d "$folder" ] || [ -n "$(find "$folder" -maxdepth 0 -mtime +7)" ]; then make_folder; fi
+	is_usable || make_folder
 	eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
 	cp -L /etc/resolv.conf /etc/hosts "$folder/etc/"
 	[ -r "${NODE_EXTRA_CA_CERTS-}" ] && extra_ca=1 && cp "$NODE_EXTRA_CA_CERTS" "$folder/etc/extra-ca.crt" # a network that shows a certificate of its own

@@ -42,7 +42,11 @@ my @patient = (retry_base => '20 ms', retry_max => '200 ms', max_attempts => 100
 subscribe($node, 'push', $receiver->url($push), @patient);
 subscribe($node, 'batch', $receiver->url($batch), @patient, format => 'batch', batch_size => 20, batch_linger => '10 ms');
 sql(q{SELECT outbox.subscribe('pull', types => '{load.made,load.later}')});
+subscribe($node, 'waiting', $receiver->url('/status/500?waiting'), types => ['waiting'], retry_base => '1 h');    # an exception for each worker to take over
 sql('CREATE TABLE recorded (id uuid PRIMARY KEY); CREATE TABLE consumed (seq bigserial, id uuid, key text)');
+
+enqueue($node, 'waiting', '1');
+wait_for(sub { sql('SELECT count(*) FROM outbox.delivery') eq '1' }, 'what waits for its retry');
 
 # The events of one fault. Each is written down in its own transaction: so we know what was committed when a session was lost.
 my $round = 0;
@@ -95,7 +99,8 @@ my %provoke = (
 	'cursors-before-emptying' => \&end_worker, 'cursors-before-emptied-commit' => \&end_worker, 'cursors-after-emptied-commit' => \&end_worker,
 	'worker-before-last-words' => sub { try_sql(q{ALTER SYSTEM SET outbox.enabled = off}); try_sql('SELECT pg_reload_conf()'); sleep 0.5; try_sql('ALTER SYSTEM RESET outbox.enabled'); try_sql('SELECT pg_reload_conf()') },
 	'list-after-reading' => sub { try_sql('SELECT outbox.start()') },
-	'reload-before-commit' => \&change, 'reload-after-commit' => \&change,
+	'reload-before-commit' => \&change, 'reload-after-commit' => \&change, 'index-half-made' => \&change,
+	'exception-half-entered' => \&end_worker,
 	'replay-before-commit' => \&replay, 'replay-after-commit' => \&replay,
 );
 # start(): after many ends the launcher would take its time, but not when it is told
@@ -109,7 +114,7 @@ sub try_fault
 	my $what = "$action at $point";
 	my $file = "$data/outbox.fault/$point";
 	my $begins_as = $round++;
-	my ($hits) = $point =~ /^(?:retire|seal|rotate|cursors|checkpoint|worker|restore|launch|list|reload|replay|maintain|http-before-connecting)/ ? 0 : int rand 4;
+	my ($hits) = $point =~ /^(?:retire|seal|rotate|cursors|checkpoint|worker|restore|launch|list|reload|index|exception|replay|maintain|http-before-connecting)/ ? 0 : int rand 4;
 
 	# a little of everything
 	mkdir "$data/outbox.fault";
