@@ -350,6 +350,7 @@ CREATE TABLE outbox.tick_0 (PRIMARY KEY (epoch, tick)) INHERITS (outbox.tick) US
 CREATE TABLE outbox.tick_1 (PRIMARY KEY (epoch, tick)) INHERITS (outbox.tick) USING heap WITH (autovacuum_enabled = off);
 CREATE TABLE outbox.cursor_0 (PRIMARY KEY (epoch, subscription_id, seq)) INHERITS (outbox.cursor) USING heap WITH (autovacuum_enabled = off);
 CREATE TABLE outbox.cursor_1 (PRIMARY KEY (epoch, subscription_id, seq)) INHERITS (outbox.cursor) USING heap WITH (autovacuum_enabled = off);
+ALTER TABLE outbox.cursor REPLICA IDENTITY FULL;    -- it has no rows, but without one, a publication FOR ALL TABLES forbids DELETE FROM outbox.cursor
 SELECT pg_catalog.pg_extension_config_dump('outbox.tick_0', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.tick_1', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.cursor_0', '');
@@ -563,7 +564,8 @@ COMMENT ON COLUMN outbox.replay.after IS 'That cursor: all up to this id';
 CREATE TABLE outbox.outage (
     epoch  bigint      NOT NULL,
     began  timestamptz NOT NULL,
-    ended  timestamptz NOT NULL
+    ended  timestamptz NOT NULL,
+    PRIMARY KEY (epoch, began)
 );
 COMMENT ON TABLE outbox.outage IS 'Times in which no delivery worker ran, as each worker found out at its start; they do not count for outbox.max_backlog_age. Of this server: a dump does not contain them';
 COMMENT ON COLUMN outbox.outage.epoch IS 'The installation';

@@ -31,6 +31,7 @@ my $early = enqueue($publisher, 'early.made', 1);
 
 sql($publisher, q{CREATE PUBLICATION inserts FOR TABLE outbox.event WITH (publish = 'insert')});
 sql($publisher, q{CREATE PUBLICATION everything FOR ALL TABLES WITH (publish = 'insert')});
+sql($publisher, 'CREATE PUBLICATION whatever FOR ALL TABLES');    # updates and deletes too: a table that has them needs a replica identity
 sql($subscriber, 'CREATE DATABASE plain');
 sql($subscriber, 'CREATE SCHEMA outbox; CREATE TABLE outbox.event (id uuid, xid xid8, epoch bigint, created_at timestamptz, type text, key text, tenant text, payload jsonb, body bytea, content_type text, headers jsonb, traceparent text, scheduled_id uuid)', 'plain');
 sql($subscriber, "CREATE TABLE outbox.event_$_ () INHERITS (outbox.event)", 'plain') for 0 .. 15;
@@ -97,7 +98,26 @@ wait_for(sub { slurp_file($subscriber->logfile) =~ /cannot truncate table "\w+" 
 like(slurp_file($subscriber->logfile), qr/ERROR:  cannot truncate table "\w+" by replication\n.*DETAIL: .*\n.*HINT: .*publish = 'insert'/, 'a TRUNCATE that comes by replication is refused, with a hint');
 is(sql($subscriber, q{SELECT count(*) FROM outbox.event WHERE epoch = outbox.epoch()}), $mine, 'the subscriber keeps its own events');
 unlike(slurp_file($_->logfile), qr/PANIC|TRAP|terminated by signal|XX000|cache lookup/, $_->name . ': no crash and no internal error') for $publisher, $subscriber;
+
+# ---- a publication of everything stops nobody at the publisher ----------------------------------------------------------------------------------------
+
+sql($publisher, q{SELECT outbox.alter_subscription('theirs', fatal_statuses => ARRAY[400], url => '} . $receiver->url('/status/400?theirs') . q{')});
+my $dead = enqueue($publisher, 'item.made', '"dead"');
+wait_for(sub { sql($publisher, q{SELECT count(*) FROM outbox.dead_letter}) eq '1' }, 'a dead letter');
+for (1 .. 2)
+{
+	sql($publisher, 'SELECT pg_terminate_backend(worker_pid, 30000) FROM outbox._worker()');
+	worker_pid($publisher);
+}
+sql($publisher, q{SELECT outbox.alter_subscription('theirs', url => '} . $receiver->url('/ok?theirs') . q{'); SELECT outbox.redrive('theirs')});
+wait_sent($dead);
+sql($publisher, $_) for q{SELECT outbox.replay('theirs', since => now() - interval '1 hour')},
+	q{SELECT outbox.cancel(outbox.enqueue('item.made', '1', deliver_at => now() + interval '1 hour'))},
+	q{SELECT outbox.accept('consumer', 'message'); SELECT outbox.begin_request('scope', 'key', '\x01')},
+	'SELECT outbox.stop()', 'SELECT outbox.start(skip_backlog => true)', q{SELECT outbox.unsubscribe('theirs')}, 'SELECT outbox.maintain()';
 unlike(slurp_file($publisher->logfile), qr/does not have a replica identity/, 'FOR ALL TABLES stops nobody at the publisher');
+is(sql($publisher, q{SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r' AND relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)})
+		=~ s/ attempt_log_\d//gr, 'attempt_log event tick', 'each table of which rows are changed or deleted has a replica identity');
 sql($subscriber, $_) for 'ALTER SUBSCRIPTION everything DISABLE', 'ALTER SUBSCRIPTION everything SET (slot_name = NONE)', 'DROP SUBSCRIPTION everything';
 
 done_testing;
