@@ -425,8 +425,9 @@ sub _conclude
 			$self->_wrong('lost', "number $some of key $key to $subscription->{name}, though later ones were delivered");
 		}
 	}
-	my @recovered = sort { $a <=> $b } map { ($_->{recovered} - $_->{from}) / 1e6 } grep { defined $_->{recovered} } @{ $self->{faults} };
-	$self->{recovered} = \@recovered;
+	my $recovered = sub { return [ sort { $a <=> $b } map { ($_->{recovered} - $_->{from}) / 1e6 } grep { defined $_->{recovered} } @_ ] };
+	$self->{recovered} = $recovered->(@{ $self->{faults} });
+	$self->{recovered_of_kills} = $recovered->(grep { $_->{kind} =~ /kill$|^immediate$/ } @{ $self->{faults} });
 	my $calm = $self->{last_commit};
 	for my $fault (@{ $self->{faults} }) { $calm = $fault->{from} if $fault->{from} > $calm }
 	$self->{drained} = $self->{last_delivery} && $self->{last_delivery} > $calm ? ($self->{last_delivery} - $calm) / 1e6 : 0;
@@ -439,15 +440,15 @@ sub report
 	my ($self) = @_;
 	my (%kinds, $in_flight);
 	for my $fault (@{ $self->{faults} }) { $kinds{ $fault->{kind} }++; $in_flight += $fault->{in_flight} }
-	my @recovered = @{ $self->{recovered} };
-	my $at = sub { @recovered ? sprintf('%.3f', $recovered[ int($_[0] * $#recovered) ]) + 0 : undef };
+	my $at = sub { my ($part, @recovered) = @_; return @recovered ? sprintf('%.3f', $recovered[ int($part * $#recovered) ]) + 0 : undef };
+	my $recovery = sub { my ($list) = @_; return { p50 => $at->(0.5, @$list), p99 => $at->(0.99, @$list), max => $at->(1, @$list) } };
 	my $never = grep { !defined $_->{recovered} } @{ $self->{faults} };
 	my %report = (
 		wrong => { map { $_ => $self->{count}{$_} } @wrong }, examples => $self->{wrong},
 		events => { %{ $self->{producers} } }, transactions => $self->{producers}{transactions}, shapes => $self->{shapes},
 		requests => $self->_sum('requests'), deliveries => $self->_sum('deliveries'), first => $self->_sum('first'), duplicates => $self->_sum('duplicates'), in_flight_at_faults => $in_flight // 0,
 		faults => \%kinds, fault_count => scalar @{ $self->{faults} }, not_recovered => $never,
-		recovery => { p50 => $at->(0.5), p99 => $at->(0.99), max => $at->(1) },
+		recovery => $recovery->($self->{recovered}), recovery_of_kills => $recovery->($self->{recovered_of_kills}),
 		drained => sprintf('%.1f', $self->{drained}) + 0, limit => $self->{limit},
 		subscriptions => { map { my $s = $_; $s->{name} => { map { $_ => $s->{$_} } qw(requests first duplicates refused) } } @{ $self->{subscriptions} } },
 	);
@@ -485,6 +486,7 @@ sub text
 	push @lines, sprintf 'repeated: %d; %d after a fault that ended the worker, delivered up to so long before it: p50 %s s, p99 %s s, max %s s; in flight at such moments: %d', @{$report}{qw(duplicates repeated_after_faults)},
 		(map { $_ // '-' } @{ $report->{repeated_from} }{qw(p50 p99 max)}), $report->{in_flight_at_faults};
 	push @lines, sprintf 'recovery, from a fault to the next delivery: p50 %s s, p99 %s s, max %s s; never: %d', (map { $_ // '-' } @{ $report->{recovery} }{qw(p50 p99 max)}), $report->{not_recovered};
+	push @lines, sprintf 'of kills alone: p50 %s s, p99 %s s, max %s s', map { $_ // '-' } @{ $report->{recovery_of_kills} }{qw(p50 p99 max)};
 	push @lines, sprintf 'drained %.1f s after the last fault and commit (limit %d s)', @{$report}{qw(drained limit)};
 	push @lines, Growth::text($report->{growth}) if $report->{growth};
 	push @lines, 'too little was seen to say whether it is flat: ' . join(', ', $report->{growth} ? @{ $report->{growth}{unknown} } : 'no samples') if defined $report->{flat} && !$report->{flat} && !@{ $report->{growth}{grown} // [] };

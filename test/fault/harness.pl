@@ -256,7 +256,7 @@ sub stats
 srand $option{seed};
 open my $faults, '>', "$work/faults" or die;
 $faults->autoflush(1);
-my ($kills, @points) = (0);
+my ($kills, @points, %not_reached) = (0);
 
 # What the plan says next. All dice are thrown here, so that the plan does not depend on what happens.
 my @kinds = (
@@ -395,7 +395,7 @@ sub make
 		$way->() if $way;
 		my $fired = wait_until(2.5, sub { !-e $file });
 		my $at = time;
-		if (!$fired && unlink $file) { return ("point:$name:not-reached", $at, $at, 0) }
+		if (!$fired && unlink $file) { $not_reached{$name}++; return }
 		if ($action eq 'stop')
 		{
 			my @stopped;
@@ -535,12 +535,13 @@ end_of($_, 10) for @consumers, $relay // (), $receiver, $effects_receiver;
 my $report = Checker->new($work)->report;
 my $log = slurp("$work/server.log") . slurp("$data.log");
 my @crashed = $log =~ /^(.*(?:terminated by signal (?:6|11)\b|PANIC|TRAP).*)$/mg;
-@{$report}{qw(seed version seconds kills dead crashed)} = ($option{seed}, $ENV{PGVERSION}, sprintf('%.0f', $load_ended - $load_began), $kills, $dead, scalar @crashed);
+@{$report}{qw(seed version seconds kills dead crashed not_reached)} = ($option{seed}, $ENV{PGVERSION}, sprintf('%.0f', $load_ended - $load_began), $kills, $dead, scalar @crashed, \%not_reached);
 $report->{contender} = join ' ', $contender, $pg_net || () if $contender;
 my @odd = grep { slurp($_) =~ /^mistake: /m } glob "$work/*.output";
 $report->{events_per_second} = sprintf '%.0f', $report->{events}{committed} / ($load_ended - $load_began);
 $report->{ok} = 0 if $dead || @crashed || $stuck || @odd;
 print $contender ? "\nNot outbox, but $report->{contender}, without " . $deliverer->{without} =~ s/,/, /gr . ':' : '', "\nseed $option{seed}, PostgreSQL $ENV{PGVERSION}: $made faults, $kills of them kills, in $report->{seconds} s; $report->{events_per_second} events/s\n", Checker::text($report);
+print 'nobody came to these points in time: ', join(', ', map { "$_ $not_reached{$_}" } sort keys %not_reached), "\n" if %not_reached;
 print "given up, which the plan does not allow: $dead\n" if $dead;
 print "crashed, and not shot: $_\n" for @crashed[ 0 .. ($#crashed < 5 ? $#crashed : 5) ];
 print "this was not part of the plan: $_\n" . substr(slurp($_), 0, 2000) for @odd;

@@ -216,9 +216,10 @@ is(judged('ledger.1' => [ committed($winner) ], 'ledger.2' => [ transaction('c',
 
 my @log = (request(1, $a, ended => 1.6), request(2.5, $b, accepted => $start + 2 * $second), request(3, $c, accepted => $start + 2 * $second));
 ($said, $report) = with([@log], faults => [ $start + int(1.5 * $second) . " worker-kill -\n" ]);
-is(sprintf('%s %.1f %d', $said, $report->{recovery}{max}, $report->{in_flight_at_faults}), ' 1.0 1', 'recovery is from the fault to the next delivery over a new connection; what was in flight is counted');
+is(sprintf('%s %.1f %.1f %d', $said, $report->{recovery}{max}, $report->{recovery_of_kills}{max}, $report->{in_flight_at_faults}), ' 1.0 1.0 1', 'recovery is from the fault to the next delivery over a new connection; what was in flight is counted');
 ($said, $report) = with([@log], faults => [ $start + int(0.2 * $second) . ' lock ' . int($start + 2.2 * $second) . "\n" ]);
 is(sprintf('%s %.1f', $said, $report->{recovery}{max}), ' 0.3', 'of a fault that lasts, from its end');
+is($report->{recovery_of_kills}{max}, undef, 'which is no kill');
 ($said, $report) = with([ request(1, $a), request(2, $b, ended => 2.1), request(2.2, $b), request(3, $c) ], faults => [ join(' ', map { int($start + $_ * $second) } 1.5, 2.4) =~ s/ / backend-kill - /r . "\n" ]);
 is(sprintf('%s %.1f %d %d', $said, $report->{recovery}{max}, @{$report}{qw(not_recovered repeated_otherwise)}), ' 1.5 0 1', 'with a time since when, to the next delivery after that, also over an old connection');
 ($said, $report) = with([@log], faults => [ $start + 10 * $second . " worker-kill -\n" ]);

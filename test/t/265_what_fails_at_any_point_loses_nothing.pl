@@ -91,6 +91,8 @@ sub consume
 		. q{SELECT outbox.ack('pull', NULL, token) FROM p LIMIT 1; COMMIT;} . "\n";
 }
 
+sub crashes { return scalar(() = slurp_file($node->logfile) =~ /terminating any other active server processes/g) }
+
 # What makes somebody pass the point.
 my %provoke = (
 	'worker-before-start' => \&end_worker, 'restore-after-cursors' => \&end_worker, 'restore-after-exceptions' => \&end_worker,
@@ -121,7 +123,7 @@ sub try_fault
 	open my $out, '>', "$data/outbox.new" or die;
 	print $out "$action $hits\n";
 	close $out;
-	my $before = try_sql(q{SELECT pg_postmaster_start_time()});
+	my $before = crashes();
 	my @running = start_scripts();
 	sleep 0.1;
 	rename "$data/outbox.new", $file or die;
@@ -146,6 +148,7 @@ sub try_fault
 	ok(wait_for(sub { $ledger{push}->complete($receiver, $push) && $ledger{push}->complete($receiver, $batch) && all_consumed() }, "$what: everything that was committed", 60), "$what: nothing is lost")
 		or diag explain { worker => try_sql('SELECT * FROM outbox._worker()'), status => try_sql(q{SELECT name, state, lag_events, in_flight, dead FROM outbox.subscription_status}) };
 	ok(wait_for(sub { (try_sql('SELECT LEAST((SELECT count(*) FROM outbox.cursor_0), (SELECT count(*) FROM outbox.cursor_1))') // 1) eq '0' }, "$what: old cursors being emptied"), "$what: old cursors are emptied");
+	is(crashes(), $before, "$what: the server did not crash") if $action ne 'kill';
 	my $is_dead = sql('SELECT count(*) FROM outbox.dead_letter');
 	is($is_dead, '0', "$what: nothing was given up") or diag sql('SELECT subscription, reason, last_error FROM outbox.dead_letter LIMIT 5');
 }

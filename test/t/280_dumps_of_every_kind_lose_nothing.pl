@@ -75,7 +75,8 @@ my $create_at = time;
 $node->safe_psql('postgres', 'CREATE DATABASE parallel');
 command_ok([ 'pg_restore', '-j', 2, '--exit-on-error', '-d', $node->connstr('parallel'), "$dumps/directory" ], 'pg_restore -j');
 $other->safe_psql('postgres', "CREATE DATABASE $_") for qw(elsewhere skipped pieces shape);
-command_ok([ 'pg_restore', '--exit-on-error', '-d', $other->connstr($_), "$dumps/custom" ], "pg_restore into another cluster, $_") for qw(elsewhere skipped);
+command_ok([ 'pg_restore', '--exit-on-error', '-d', $other->connstr('skipped'), "$dumps/custom" ], 'pg_restore into another cluster');
+command_ok([ 'pg_restore', '--exit-on-error', "--section=$_", '-d', $other->connstr('elsewhere'), "$dumps/custom" ], "pg_restore --section=$_") for qw(pre-data data post-data);
 command_ok([ 'pg_restore', '--exit-on-error', "--$_-only", '-d', $other->connstr('pieces'), "$dumps/custom" ], "pg_restore --$_-only") for qw(schema data);
 command_ok([ 'pg_restore', '--exit-on-error', '--schema-only', '-d', $other->connstr('shape'), "$dumps/custom" ], 'pg_restore --schema-only');
 

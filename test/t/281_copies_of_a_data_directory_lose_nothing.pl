@@ -148,6 +148,8 @@ $origin->append_conf('postgresql.conf', 'outbox.enabled = on');
 $origin->restart;
 is(health($origin), 'armed warning', 'stopped, it may be switched on again');
 is(scalar(grep { $_->{id} eq $silent } $receiver->requests), 0, 'it has sent nothing');
+sql($origin, 'SELECT outbox.start()');
+ok(wait_for(sub { grep { $_->{id} eq $silent } from('origin', $path{live}) }, 'an event of the old primary'), 'started, it delivers what is recorded there, on its own account');
 
 unlike(slurp_file($_->logfile), qr/PANIC|TRAP|terminated by signal/, $_->name . ': nobody crashed') for $origin, $copy, $skipped, $past, $standby;
 
