@@ -25,8 +25,8 @@ sub fill
 	sql("SELECT outbox.enqueue('filled', to_jsonb(x.text)) FROM (SELECT i, string_agg(md5(random()::text || i || j), '') AS text FROM generate_series(1, $n) AS i, generate_series(1, 250) AS j GROUP BY i) AS x");
 }
 
-subscribe($node, 'late', 'http://127.0.0.1:9/', types => ['late.made']);
-sql(q{SELECT outbox.pause('late')});
+# paused at once: it must not come to the head first, where nothing is behind
+sql(q{BEGIN; SELECT outbox.subscribe('late', 'http://127.0.0.1:9/', types => '{late.made}', network => 'private', retry_base => '50 ms'); SELECT outbox.pause('late'); COMMIT});
 my $writer = session($node);
 $writer->query('BEGIN');
 my $late = $writer->query(q{SELECT outbox.enqueue('late.made', '1')});

@@ -11,7 +11,7 @@ use Time::HiRes qw(time);
 my ($lives, $checkpoints, $in_flight) = (4, 6, 20);
 my $node = outbox_node('main');
 my $receiver = Outbox::Receiver->new(fsync => 0);
-my $path = '/script/some-are-slow?';
+my $path = '/script/some-are-slow?some';
 $receiver->control(script => 'some-are-slow', keys => { map { ("slow-$_" => 'slow/700') } 0 .. 9 });
 subscribe($node, 'some', $receiver->url($path), types => ['load'], max_in_flight => $in_flight);
 
