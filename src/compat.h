@@ -138,11 +138,13 @@
 /* Before 8.1.1 a handle that has had an answer must not see a folded line at the beginning of the next one's fields (curl #11101).  What counts is the library that is loaded. */
 #define OutboxFoldsAreUnsafe() (curl_version_info(CURLVERSION_NOW)->version_num < 0x080101)
 
-/* since 8.20 resolver threads belong to the multi handle, and so does leaving them behind */
+/* since 8.20 resolver threads belong to the multi handle, which has no more than 20 unless told otherwise, and so does leaving them behind */
 #if LIBCURL_VERSION_NUM >= 0x081400
 #define OutboxMultiQuickExit(multi) curl_multi_setopt((multi), CURLMOPT_QUICK_EXIT, 1L)
+#define OutboxMultiResolverThreads(multi, n) curl_multi_setopt((multi), CURLMOPT_RESOLVE_THREADS_MAX, (long) (n))
 #else
 #define OutboxMultiQuickExit(multi) ((void) (multi), CURLM_OK)
+#define OutboxMultiResolverThreads(multi, n) ((void) (multi), (void) (n), CURLM_OK)
 #endif
 #endif							/* LIBCURL_VERSION_NUM */
 

@@ -49,7 +49,8 @@
 #define MAX_BODY_BYTES (64 * 1024)
 #define BUFFER_BYTES 1024L
 #define MAX_SHOWN 76			/* bytes of scheme and host in an error text: the rest of it has room for the cause */
-#define MAX_RESOLVING 128		/* names in resolution at once: a thread each */
+#define MAX_RESOLVING 128		/* names in resolution at once: a thread each, or one for each kind of address */
+#define THREADS_PER_NAME 4		/* one for each kind of address, and those of a resolution that was given up live longer than its turn */
 #define ABANDONED_SECONDS 5		/* so long a resolution that was given up counts as going on: libc may take 10 s and more */
 #define MAX_DESCRIPTORS 65536	/* more than anybody needs, should the limit be "none" */
 #define DNS_CACHE_SECONDS 60L
@@ -709,6 +710,8 @@ create_multi(OutboxHttp *http)
 	SET_MULTI_OPTION(multi, CURLMOPT_MAXCONNECTS, (long) max_kept, failed);
 	if (failed == NULL && OutboxMultiQuickExit(multi) != CURLM_OK)
 		failed = "CURLMOPT_QUICK_EXIT";
+	if (failed == NULL && OutboxMultiResolverThreads(multi, http->max_resolving * THREADS_PER_NAME) != CURLM_OK)
+		failed = "CURLMOPT_RESOLVE_THREADS_MAX";
 	if (failed != NULL)
 	{
 		curl_multi_cleanup(multi);

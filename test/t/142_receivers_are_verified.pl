@@ -49,7 +49,7 @@ for (@refused)
 {
 	my ($name, $port, $text) = @$_;
 	wait_status($node, $id, $name, 'dead');
-	is($node->safe_psql('postgres', "SELECT DISTINCT outcome, status_code, error FROM outbox.attempt WHERE subscription = '$name'"), "tls||https://localhost: $text", "$name: told from the others");
+	like($node->safe_psql('postgres', "SELECT DISTINCT outcome, status_code, error FROM outbox.attempt WHERE subscription = '$name'"), qr/^tls\|\|https:\/\/localhost: \Q$text\E(?: or the system clock is incorrect)?$/, "$name: told from the others");
 	is(scalar($receiver->requests("/ok?$name")), 0, "$name: got nothing");
 }
 is(scalar($receiver->delivered("/ok?$_")), 1, "$_: delivered") for qw(fine both);
