@@ -14,6 +14,7 @@
 #include <malloc.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -102,6 +103,17 @@ calloc(size_t n, size_t size)
 
 	count(memory, 1, CALLER);
 	return memory;
+}
+
+/* So that it is not libc who calls: what PostgreSQL has from strdup() (values of settings) it gives back itself. */
+char *
+strdup(const char *string)
+{
+	size_t		size = strlen(string) + 1;
+	void	   *memory = fails() ? NULL : __libc_malloc(size);
+
+	count(memory, 1, CALLER);
+	return memory == NULL ? NULL : memcpy(memory, string, size);
 }
 
 void *
