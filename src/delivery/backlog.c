@@ -304,7 +304,9 @@ bound_lane(OutboxLane *lane, OutboxLog *log, const OutboxFullSegment *segments, 
 		return;
 
 	/* what was touched becomes an exception, and the rest goes back to the log: then it is nowhere but at its position */
+	work->changing = true;
 	outbox_lane_shed(lane);
+	work->changing = false;
 	if (lane->n_outstanding > 0 || lane->at_head)
 		return;
 	bound = find_bound(&lane->position, segments, too_old, n, &reason);

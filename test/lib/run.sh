@@ -20,7 +20,9 @@ count_tap() {
 
 # What the delivery library wants of outbox.so and cannot have: from PostgreSQL 16 on, an extension is built so that only what is marked is to be seen.
 hidden_symbols() {
-	nm -D --undefined-only src/delivery/*.so | sed -n 's/.* U \(outbox_.*\)/\1/p' | while IFS= read -r name; do
+	local name names
+	names=$(nm -D --undefined-only src/delivery/*.so | sed -n 's/.* U \(outbox_.*\)/\1/p')
+	for name in ${names:-nothing}; do
 		grep -qE "^(extern )?(PGDLLEXPORT|__attribute__\(\(visibility\(\"default\"\)\)\)) .*\b$name\b" src/*.[ch] || echo "$name is used by the delivery library and not marked PGDLLEXPORT"
 	done | grep .
 }
