@@ -16,7 +16,7 @@ use Outbox::Ledger;
 use Outbox::Receiver;
 use Outbox::Session;
 
-our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enqueue session wait_for wait_status worker_pid signature_of literal
+our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enqueue session wait_for wait_status worker_pid worker_gone stand_still kill_process signature_of literal
 	start_producers stop_producers finish_producers check_ledger);
 
 # A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries),
@@ -95,7 +95,7 @@ sub wait_for
 	{
 		my $result = $code->();
 		return $result if $result;
-		last if time - $began > ($seconds // 30) * ($ENV{OUTBOX_PATIENCE} // 1);
+		last if time - $began > ($seconds // 90) * ($ENV{OUTBOX_PATIENCE} // 1);
 		sleep $pause;
 		$pause *= 1.5 if $pause < 0.2;
 	}
@@ -127,6 +127,34 @@ sub worker_pid
 	return wait_for(sub {
 			$node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE datname = '$database' AND backend_type LIKE 'outbox delivery%' LIMIT 1") },
 		"a delivery worker for $database");
+}
+
+# Waits until a database has no worker any more: what `stop()` asks for takes as long as what the worker still has to write.
+sub worker_gone
+{
+	my ($node, $database) = @_;
+	$database //= 'postgres';
+	return wait_for(sub { $node->safe_psql('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = '$database' AND backend_type LIKE 'outbox delivery%'") eq 't' }, "no delivery worker for $database");
+}
+
+# Stops a worker (SIGSTOP) where it waits, so that it holds no lock that others need and is not in the middle of a commit.
+sub stand_still
+{
+	my ($node, $pid) = @_;
+	return wait_for(sub {
+			kill 'STOP', $pid;
+			my $waits = $node->safe_psql('postgres', "SELECT coalesce(wait_event_type = 'Extension' AND backend_xid IS NULL, false) FROM pg_stat_activity WHERE pid = $pid");
+			kill 'CONT', $pid unless $waits eq 't';
+			$waits eq 't' }, "worker $pid standing still");
+}
+
+# Kills a process of the server, and waits until that is over: until it is gone, and the server, which restarts, is back.
+sub kill_process
+{
+	my ($node, $pid) = @_;
+	kill 'KILL', $pid;
+	wait_for(sub { !kill 0, $pid }, "process $pid being gone");
+	return wait_for(sub { is_reachable($node) }, 'the server being back');
 }
 
 # The Standard Webhooks signature this request ought to carry, computed independently.
