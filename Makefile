@@ -24,6 +24,7 @@ OBJS = \
 	src/filter.o \
 	src/guard.o \
 	src/headers.o \
+	src/held.o \
 	src/inbox.o \
 	src/keyring.o \
 	src/launcher.o \

@@ -640,6 +640,9 @@ COMMENT ON FUNCTION outbox._record_ping(text) IS 'Records an event of type outbo
 CREATE FUNCTION outbox._arm(armed boolean) RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_arm';
 COMMENT ON FUNCTION outbox._arm(boolean) IS 'Tells the launcher, at commit, that this database was armed or disarmed';
 
+CREATE FUNCTION outbox._hold_log() RETURNS void LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_hold_log';
+COMMENT ON FUNCTION outbox._hold_log() IS 'From here to the end of the transaction no segment of the log is emptied';
+
 CREATE FUNCTION outbox._position_now(OUT snapshot pg_snapshot, OUT next xid8, OUT clock bigint, OUT epoch bigint)
 RETURNS record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'outbox_position_now';
 COMMENT ON FUNCTION outbox._position_now() IS
@@ -1365,7 +1368,7 @@ DECLARE
     key     bytea;
 BEGIN
     -- from here to commit no segment is emptied: what this subscription is to read stays
-    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+    PERFORM outbox._hold_log();
 
     s := jsonb_populate_record(outbox._default_subscription(), options);
     s.kind := CASE WHEN options ? 'url' THEN 'push' ELSE 'pull' END;
@@ -1696,7 +1699,7 @@ BEGIN
     END IF;
 
     -- from here to commit no segment is emptied, and then the row below holds what it needs
-    LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+    PERFORM outbox._hold_log();
     here := outbox._position_now();
     first_id := outbox._lowest_id(outbox._clock_at(_replay.since));
     end_id := outbox._lowest_id(LEAST(outbox._clock_at(_replay.until), here.clock + 1));
@@ -1885,7 +1888,7 @@ RETURNS TABLE (subscription_id integer, event_id uuid) LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
     IF locked THEN   -- from here to commit no segment is emptied: events that were found stay
-        LOCK TABLE outbox.event IN ACCESS SHARE MODE;
+        PERFORM outbox._hold_log();
     END IF;
 
     RETURN QUERY EXECUTE $query$

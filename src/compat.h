@@ -25,10 +25,12 @@
 #define outbox_noreturn_suffix
 #endif
 
-/* MyProcNumber replaced MyProc->pgprocno in 17 */
+/* MyProcNumber replaced MyProc->pgprocno in 17, and the local transaction id moved */
 #if PG_VERSION_NUM < 170000
+#define OutboxLocalTransactionId() (MyProc->lxid)
 #define OutboxMyProcNumber() (MyProc->pgprocno)
 #else
+#define OutboxLocalTransactionId() (MyProc->vxid.lxid)
 #define OutboxMyProcNumber() (MyProcNumber)
 #endif
 

@@ -6,7 +6,7 @@
  * A producer never waits here for delivery or for maintenance, and a reader never waits for anybody.
  *
  * Must never choose a segment by an MVCC read, nor remember one from call to call: what a transaction saw or locked earlier
- * says nothing about where an event may go now.
+ * says nothing about where an event may go now.  That its lock is still there may be remembered (held.h).
  */
 #include "postgres.h"
 
@@ -24,6 +24,7 @@
 #include "executor/executor.h"
 #include "fault.h"
 #include "funcapi.h"
+#include "held.h"
 #include "lib/binaryheap.h"
 #include "miscadmin.h"
 #include "segment.h"
@@ -46,11 +47,14 @@
 /*
  * Opens and locks the current segment.  Whoever rotates publishes another number first and then asks for a ShareLock on this one; so a lock that
  * we got before we saw the number unchanged is one that they will find.  The first try does not wait: a segment that someone has locked
- * is, as a rule, no longer the current one.
+ * is, as a rule, no longer the current one.  One that this transaction has locked already is locked.
  */
 static Relation
 open_current(OutboxDatabase *database)
 {
+	static Oid	last = InvalidOid;
+	static OutboxHeld held;		/* the lock on that one */
+
 	for (;;)
 	{
 		uint32		current = pg_atomic_read_u32(&database->current);
@@ -63,16 +67,22 @@ open_current(OutboxDatabase *database)
 		}
 
 		segment = outbox_catalog_required()->segments[current];
-		if (!ConditionalLockRelationOid(segment, RowExclusiveLock))
+		if (segment == last && outbox_held_still(&held))
+			return table_open(segment, NoLock);
+		if (!outbox_held_lock(segment, RowExclusiveLock, false))
 		{
 			if (pg_atomic_read_u32(&database->current) != current)
 				continue;
-			LockRelationOid(segment, RowExclusiveLock);
+			outbox_held_lock(segment, RowExclusiveLock, true);
 		}
 		/* It exists: with its lock we would have heard that it was dropped, and the catalog with us. */
 		if (pg_atomic_read_u32(&database->current) == current && outbox_catalog_required()->segments[current] == segment)
+		{
+			last = segment;
+			outbox_held_note(&held);
 			return table_open(segment, NoLock);
-		UnlockRelationOid(segment, RowExclusiveLock);
+		}
+		outbox_held_unlock(segment, RowExclusiveLock);
 	}
 }
 
@@ -145,7 +155,7 @@ outbox_log_append(OutboxNewEvent *events, int n, pg_uuid_t *ids)
 	static OutboxWriter *kept = NULL;
 	OutboxDatabase *database = outbox_bell_database(outbox_catalog_required()->extension);
 	Relation	heap = open_current(database);
-	int64		epoch = outbox_catalog_required()->epoch;
+	int64		epoch = outbox_catalog_required()->epoch;	/* of the catalog as it is now that the segment is locked */
 	OutboxWriter *writer;
 	CommandId	command = GetCurrentCommandId(true);
 	FullTransactionId xid = GetTopFullTransactionId();	/* before any id is taken: snapshot.h */

@@ -18,6 +18,7 @@
 #include "event_log.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "held.h"
 #include "miscadmin.h"
 #include "pattern.h"
 #include "snapshot.h"
@@ -81,6 +82,18 @@ outbox_changed(PG_FUNCTION_ARGS)
 			outbox_bell_note(database, deliveries ? OUTBOX_RING_DELIVERIES : OUTBOX_RING_SUBSCRIPTIONS);
 	}
 	return PointerGetDatum(NULL);	/* an AFTER trigger: ignored */
+}
+
+/* _hold_log() → void: no segment is emptied from here to the end of the transaction, or subtransaction (held.h). */
+PG_FUNCTION_INFO_V1(outbox_hold_log);
+Datum
+outbox_hold_log(PG_FUNCTION_ARGS)
+{
+	const OutboxCatalog catalog = *outbox_catalog_required();	/* a lock may bring news of it */
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+		(void) outbox_held_lock(catalog.segments[i], AccessShareLock, true);
+	PG_RETURN_VOID();
 }
 
 /*

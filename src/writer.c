@@ -2,9 +2,9 @@
  * Writers: what it takes to insert rows into a table from C, kept from call to call.
  *
  * To find out which indexes a table has and how their entries are made takes longer than to write a row.  So a backend keeps that, as plain memory, until
- * any relation it knows of changes.  It keeps nothing else: the caller opens and locks the table each time, and the indexes are opened and locked here each time; so a
- * writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
- * lock is to hear what changed before.
+ * any relation it knows of changes.  It keeps nothing else: the caller opens and locks the table each time, and the indexes are opened here each time, and locked if they
+ * are not yet; so a writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
+ * lock is to hear what changed before, and what changes while it is held is none of this transaction's business.
  *
  * Kept is only what consists of plain btrees.  Expressions, predicates and other access methods may hold more than memory in what is kept for them, or run code that comes back here.
  *
@@ -18,6 +18,7 @@
 #include "catalog/pg_class.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "held.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "writer.h"
@@ -75,8 +76,14 @@ open_again(OutboxWriter *writer, Relation table)
 {
 	writer->table = table;
 	writer->target->ri_RelationDesc = table;
+	if (!outbox_held_still(&writer->held))
+	{
+		for (int i = 0; i < writer->target->ri_NumIndices; i++)
+			(void) outbox_held_lock(writer->indexes[i], RowExclusiveLock, true);
+		outbox_held_note(&writer->held);
+	}
 	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-		writer->target->ri_IndexRelationDescs[i] = index_open(writer->indexes[i], RowExclusiveLock);
+		writer->target->ri_IndexRelationDescs[i] = index_open(writer->indexes[i], NoLock);
 }
 
 OutboxWriter *

@@ -5,6 +5,7 @@
 #define OUTBOX_WRITER_H
 
 #include "executor/tuptable.h"
+#include "held.h"
 #include "nodes/execnodes.h"
 #include "utils/rel.h"
 
@@ -22,6 +23,7 @@ typedef struct OutboxWriter
 	int			room;
 	TupleTableSlot **slots;
 	Oid		   *indexes;
+	OutboxHeld	held;			/* the locks on them */
 } OutboxWriter;
 
 /*
