@@ -25,7 +25,7 @@ sub spread
 	}
 	settings('outbox.max_in_flight' => $CONCURRENCY, 'outbox.max_in_flight_per_tenant' => $CONCURRENCY);
 	my %cpu;
-	alternate(3, map { my $many = $_; "$many subscriptions" => sub { my ($rate, $cpu) = push_live($db{$many}, '', size(30_000), $nginx->{count}, types => "'t' || g % $many"); push @{ $cpu{$many} }, $cpu; return $cpu } } 1, 10, 100);
+	alternate(5, map { my $many = $_; "$many subscriptions" => sub { my ($rate, $cpu) = push_live($db{$many}, '', size(30_000), $nginx->{count}, types => "'t' || g % $many"); push @{ $cpu{$many} }, $cpu; return $cpu } } 1, 10, 100);
 	@points = map { [ $_, median(@{ $cpu{$_} }) ] } 1, 10, 100;
 	spread('growth from 1 to 100 subscriptions: CPU of the worker per event', 'µs', \@points);
 	series('growth-subscriptions', 'CPU of the worker per event', 'subscriptions', 'µs', { log => 'x' }, 'one of them matches' => \@points);

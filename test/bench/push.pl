@@ -21,7 +21,7 @@ my $relay = sub {
 my $queue = sub { my ($name) = @_; return sub { (split ' ', command($name, node_program($name), $db, $nginx->{url}, $CONCURRENCY, size(5_000)))[0] } };
 
 my $has_node = eval { command('relay-there', 'node', '-e', q{require('pg'); require('undici')}); 1 };
-my $result = alternate(3,
+my $result = alternate(5,
 	bare => sub { my ($rate, $cpu) = bare($nginx->{url}, $n); push @bare_cpu, $cpu; return $rate },
 	outbox => sub { my ($rate, $cpu) = push_waiting($db, 'receiver', 'order.paid', $n, $nginx->{count}); push @cpu, $cpu; return $rate },
 	live => sub { scalar push_live($db, 'order.paid', $n, $nginx->{count}) },

@@ -1,17 +1,17 @@
-# A snapshot is held open while 2,000 events a second are enqueued and delivered: rate, latency and dead rows, beside the same without. And a relay, in the same plight.
-# BENCH_HOLD (--hold): for how many seconds; 90.
+# 2,000 events a second are enqueued and delivered, while a snapshot is held and while none is, in turn: rate and latency. Then one that is held for long: dead rows, and whether time makes
+# anything slower. And a relay, in the same plight.
+# BENCH_HOLD (--hold): for how many seconds it is held for long; 40.
 use strict;
 use warnings;
 
 use Outbox::Bench;
 use Time::HiRes qw(time sleep);
 
-my ($rate, $hold) = (2000, seconds_of($ENV{BENCH_HOLD} || 90));
-my $free = $hold < 60 ? $hold / 3 : 20;    # without a snapshot
-my $relay_hold = $hold < 30 ? $hold : 30;
+my ($rate, $hold, $rounds, $round) = (2000, seconds_of($ENV{BENCH_HOLD} || 40), 4, seconds_of(6));
+my $relay_hold = $hold < 20 ? $hold : 20;
 my $db = database('db');
 my $relay_db = database('relay', unarmed => 1);
-my $sink = sink(int(2 * $rate * ($hold + $free)) + 100_000);
+my $sink = sink(int(2 * $rate * ($hold + 2 * $rounds * $round)) + 100_000);
 subscribe($db, 'receiver', $sink->{url});
 sql($relay_db, "CREATE TABLE typical_outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), event_type text, event_data jsonb, status text DEFAULT 'PENDING', created_at timestamptz DEFAULT clock_timestamp());
 	CREATE INDEX ON typical_outbox (created_at) WHERE status = 'PENDING'");
@@ -51,34 +51,57 @@ sub load
 	return { rate => $arrived / $seconds, p50 => $p50, p99 => $p99, points => \@points, n => scalar @events };
 }
 
-my %curves;
-for my $database ($db, $relay_db)
+# Calls code while a session holds a snapshot.
+sub while_held
 {
-	my $ours = $database eq $db;
-	my $relay;
-	unless ($ours)
-	{
-		eval { command('relay-there', 'node', '-e', q{require('pg'); require('undici')}); 1 } or do { say_it('without the relay: node lacks pg or undici'); last };
-		$relay = background('relay', node_program('relay'), $database, $sink->{url}, $CONCURRENCY);
-		sleep 1;
-	}
-	my $name = $ours ? '' : 'relay: ';
-	load($database, seconds_of(3), "${name}warm-up");
-	my $without = load($database, $ours ? $free : $free / 2, "${name}no snapshot");
-	sql($database, 'VACUUM') if $ours;
-	my $dead = dead($database);
+	my ($database, $code) = @_;
 	my $holder = session($database);
 	query_on($holder, 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM plain');
-	my $with = load($database, $ours ? $hold : $relay_hold, "${name}snapshot held");
-	$dead = dead($database) - $dead;
+	my $result = $code->();
 	$holder->close;
-	finish($relay, 1) if $relay;
-	$curves{ $ours ? 'outbox' : 'relay' } = $with->{points};
-	my $who = $ours ? 'outbox' : 'the relay';
-	figure("$who at 2,000 events/s while a snapshot is held: rate", unit => 'events/s', ours => $with->{rate}, beside => $without->{rate}, against => 'without', $ours ? (goal => '>= 0.95') : ());
-	figure("$who while a snapshot is held: p50", unit => 'ms', ours => $with->{p50}, beside => $without->{p50}, against => 'without', $ours ? (goal => '<= 1.05') : ());
-	figure("$who while a snapshot is held: p99", unit => 'ms', ours => $with->{p99}, beside => $without->{p99}, against => 'without', $ours ? (goal => '<= 1.05') : ());
-	figure("$who while a snapshot is held: dead rows per 1,000 events", ours => 1000 * $dead / $with->{n}, $ours ? (goal => '<= 1') : (),
-		note => sprintf 'The snapshot was held for %d s, and for %d s beside the relay.', $hold, $relay_hold);
+	return $result;
 }
+
+# A long one: how many dead rows there are at its end, per 1,000 events, and how long the last third took beside the first.
+sub long
+{
+	my ($database, $seconds, $label) = @_;
+	sql($database, 'VACUUM') if $database eq $db;
+	my $dead = dead($database);
+	my $load = while_held($database, sub { my $load = load($database, $seconds, $label); $dead = dead($database) - $dead; return $load });
+	return ($load, 1000 * $dead / $load->{n});
+}
+
+my %curves;
+my $dead_rows = 'while a snapshot is held: dead rows per 1,000 events';
+my $held_for = sprintf 'The snapshot was held for %d s, and for %d s beside the relay.', $hold, $relay_hold;
+{
+	load($db, seconds_of(3), 'warm-up');
+	my (%without, %with);
+	my $note = sub { my ($to, $load) = @_; push @{ $to->{$_} }, $load->{$_} for qw(rate p50 p99); return $load->{p99} };
+	alternate($rounds, 'no snapshot, p99' => sub { return $note->(\%without, load($db, $round, 'no snapshot')) },
+		'snapshot held, p99' => sub { return while_held($db, sub { return $note->(\%with, load($db, $round, 'snapshot held')) }) });
+	my ($load, $dead) = long($db, $hold, 'held for long');
+	my @p99 = map { $_->[1] } @{ $load->{points} };
+	my $third = int(@p99 / 3) || 1;
+	figure('outbox at 2,000 events/s while a snapshot is held: rate', unit => 'events/s', ours => $with{rate}, beside => $without{rate}, against => 'without', goal => '>= 0.95');
+	figure("outbox while a snapshot is held: $_", unit => 'ms', ours => $with{$_}, beside => $without{$_}, against => 'without', goal => '<= 1.05') for qw(p50 p99);
+	figure('outbox, a snapshot being held for long: p99 of a second in the last third', unit => 'ms', ours => median(@p99[ -$third .. -1 ]), beside => median(@p99[ 0 .. $third - 1 ]), against => 'in the first third', goal => '<= 1.05', note => $held_for);
+	figure("outbox $dead_rows", ours => $dead, goal => '<= 1', note => $held_for);
+	$curves{outbox} = $load->{points};
+}
+if (eval { command('relay-there', 'node', '-e', q{require('pg'); require('undici')}); 1 })
+{
+	my $relay = background('relay', node_program('relay'), $relay_db, $sink->{url}, $CONCURRENCY);
+	sleep 1;
+	load($relay_db, seconds_of(3), 'relay: warm-up');
+	my $without = load($relay_db, $round, 'relay: no snapshot');
+	my ($load, $dead) = long($relay_db, $relay_hold, 'relay: held');
+	finish($relay, 1);
+	figure('the relay at 2,000 events/s while a snapshot is held: rate', unit => 'events/s', ours => $load->{rate}, beside => $without->{rate}, against => 'without');
+	figure("the relay while a snapshot is held: $_", unit => 'ms', ours => $load->{$_}, beside => $without->{$_}, against => 'without') for qw(p50 p99);
+	figure("the relay $dead_rows", ours => $dead, note => $held_for);
+	$curves{relay} = $load->{points};
+}
+else { say_it('without the relay: node lacks pg or undici') }
 series('snapshot', 'Latency (p99 of each second) while a snapshot is held, 2,000 events a second', 'seconds', 'ms', { log => 'y' }, map { $_ => $curves{$_} } sort keys %curves);
