@@ -54,7 +54,7 @@ is(sql($subscriber, q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM outbox.e
 
 sql($subscriber, 'DELETE FROM outbox.operation; ALTER TABLE outbox.operation ALTER id RESTART WITH 1000000');    # its identities would be in the way of the publisher's
 sql($subscriber, 'CREATE SUBSCRIPTION everything CONNECTION ' . literal($publisher->connstr('postgres')) . ' PUBLICATION everything WITH (copy_data = true)');
-wait_for(sub { sql($subscriber, q{SELECT count(*) FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid WHERE s.subname = 'everything' AND r.srsubstate <> 'r'}) == 0 }, 'the first copy')
+wait_for(sub { sql($subscriber, q{SELECT count(*) FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid WHERE s.subname = 'everything' AND r.srsubstate <> 'r'}) == 0 }, 'the first copy', 180)
 	or diag substr(slurp_file($subscriber->logfile), -2000);
 my @later = map { enqueue($publisher, 'item.made', $_) } 1 .. 20;
 wait_sent($_) for @later;
@@ -81,6 +81,7 @@ sends_nothing('after a new worker');
 $subscriber->restart;
 sends_nothing('after a restart');
 sql($subscriber, 'SELECT outbox.stop()');
+worker_gone($subscriber);
 sql($subscriber, 'SELECT outbox.start()');
 sends_nothing('after stop() and start()');
 
@@ -113,8 +114,9 @@ sql($publisher, q{SELECT outbox.alter_subscription('theirs', url => '} . $receiv
 wait_sent($dead);
 sql($publisher, $_) for q{SELECT outbox.replay('theirs', since => now() - interval '1 hour')},
 	q{SELECT outbox.cancel(outbox.enqueue('item.made', '1', deliver_at => now() + interval '1 hour'))},
-	q{SELECT outbox.accept('consumer', 'message'); SELECT outbox.begin_request('scope', 'key', '\x01')},
-	'SELECT outbox.stop()', 'SELECT outbox.start(skip_backlog => true)', q{SELECT outbox.unsubscribe('theirs')}, 'SELECT outbox.maintain()';
+	q{SELECT outbox.accept('consumer', 'message'); SELECT outbox.begin_request('scope', 'key', '\x01')}, 'SELECT outbox.stop()';
+wait_for(sub { sql($publisher, 'SELECT worker_pid IS NULL FROM outbox._worker()') eq 't' }, 'stopped');    # skip_backlog is refused while there is one
+sql($publisher, $_) for 'SELECT outbox.start(skip_backlog => true)', q{SELECT outbox.unsubscribe('theirs')}, 'SELECT outbox.maintain()';
 unlike(slurp_file($publisher->logfile), qr/does not have a replica identity/, 'FOR ALL TABLES stops nobody at the publisher');
 is(sql($publisher, q{SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r' AND relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)})
 		=~ s/ attempt_log_\d//gr, 'attempt_log event tick', 'each table of which rows are changed or deleted has a replica identity');
