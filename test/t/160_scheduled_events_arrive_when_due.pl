@@ -28,7 +28,7 @@ sub wait_bytes
 # Scheduled in another order than due, in one transaction and in many; the worker sleeps until the earliest it was told of, and is told of earlier ones
 subscribe($node, 'due', $receiver->url('/ok?due'), types => ['due']);
 my %at;
-my @in = (7, 5.5, 6.5, 5, 6);    # time enough to look at them before
+my @in = (11, 9.5, 10.5, 9, 10);    # time enough to look at them before
 my @ids = map {
 	my ($id, $at) = split /\|/, sql("SELECT s.id, EXTRACT(epoch FROM s.deliver_at) FROM outbox.scheduled AS s WHERE s.id = " .
 		literal(schedule($_, 'due', $_)));
@@ -74,7 +74,7 @@ wait_status($node, $pulled, 'pulls', 'delivered');
 # Of a key it is behind what was enqueued before it was due, also when that was read back after a restart
 $receiver->control(script => 'order', then => 503);
 subscribe($node, 'order', $receiver->url('/script/order'), types => ['order'], retry_base => '1 s', max_attempts => 1000);
-my $scheduled = schedule(1, 'order', '"scheduled"', 'k');
+my $scheduled = schedule(5, 'order', '"scheduled"', 'k');
 my $first = enqueue($node, 'order', '"first"', key => 'k');
 ok($scheduled lt $first, 'it has the lower id');
 wait_for(sub { sql("SELECT count(*) FROM outbox.unscheduled WHERE id = '$scheduled'") }, 'it became due');
@@ -96,7 +96,7 @@ is(length(($receiver->requests('/ok?large'))[0]{bytes}), 320002, 'a large payloa
 
 # Cancelled while it becomes due, but not committed: it is not waited for, nor is anything else; rolled back, it is delivered
 subscribe($node, 'cancel', $receiver->url('/ok?cancel'), types => ['cancel']);
-my ($kept, $gone, $other) = map { schedule(2, 'cancel', "\"$_\"") } qw(kept gone other);
+my ($kept, $gone, $other) = map { schedule(8, 'cancel', "\"$_\"") } qw(kept gone other);
 my $session = session($node);
 is($session->query("BEGIN; SELECT outbox.cancel('$kept')"), 't', 'cancelled, not committed');
 is(sql("SELECT outbox.cancel('$gone')"), 't', 'cancelled');
@@ -131,8 +131,8 @@ sql(q{DO $$ BEGIN FOR i IN 0 .. 15 LOOP EXECUTE format('DROP INDEX outbox.picky_
 wait_status($node, $poison, 'poison', 'delivered');
 
 # What came from another installation (as logical replication brings it) waits for start()
-my $foreign = schedule(0.3, 'due', '"foreign"');
-sql("UPDATE outbox.scheduled SET epoch = epoch # 1 WHERE id = '$foreign'");
+my $foreign = schedule(86400, 'due', '"foreign"');
+sql("UPDATE outbox.scheduled SET epoch = epoch # 1, deliver_at = clock_timestamp() WHERE id = '$foreign'");
 my $own = schedule(0.4, 'due', '"own"');
 wait_status($node, $own, 'due', 'delivered');
 is(sql("SELECT status FROM outbox.event_status('$foreign')"), 'scheduled', 'of another installation: it waits');
@@ -153,7 +153,7 @@ wait_status($node, $late, 'due', 'delivered');
 is(sql(q{SELECT count(*) FROM outbox.unscheduled WHERE status = 'moved'}), sql('SELECT count(*) FROM outbox.event WHERE scheduled_id IS NOT NULL'), 'a record for each');
 $node->append_conf('postgresql.conf', "outbox.event_retention = 0\noutbox.segment_age = 1\noutbox.maintenance_interval = 1\n");
 $node->reload;
-wait_for(sub { enqueue($node, 'tick', 1); sql('SELECT count(*) FROM outbox.event WHERE scheduled_id IS NOT NULL') == 0 }, 'the segments are emptied', 60);
+wait_for(sub { enqueue($node, 'tick', 1); sql('SELECT count(*) FROM outbox.event WHERE scheduled_id IS NOT NULL') == 0 }, 'the segments are emptied');
 wait_for(sub { sql('SELECT count(*) FROM outbox.maintain()'); sql('SELECT count(*) FROM outbox.unscheduled') == 0 }, 'then the records go');
 
 $node->stop;
