@@ -38,6 +38,7 @@ my $subscription = sql('SELECT id FROM outbox.subscription');
 my $failed;
 for my $try (1 .. 30)
 {
+	my $worker = worker_pid($node);    # not later: it all has to happen between two checkpoints
 	my @ids = split /\n/, $session->query(q{SELECT outbox.enqueue('load', to_jsonb(i)) FROM generate_series(1, 2001) i});
 	my $before = wait_for(sub {
 			sql("SELECT c.seq FROM (SELECT * FROM outbox.cursor WHERE subscription_id = $subscription ORDER BY seq DESC LIMIT 1) c,"
@@ -48,15 +49,13 @@ for my $try (1 .. 30)
 	$session->query("SELECT outbox.nack('some', NULL, '$last->[1]', '0 s')");
 	wait_for(sub { $session->query("SELECT count(*) FROM outbox.delivery WHERE event_id = '$ids[-1]'") }, 'the row of the one that failed');
 	$session->query(q{SELECT outbox.enqueue('other', '1')});      # its commit flushes the row
-	my $worker = worker_pid($node);
-	kill 'STOP', $worker;
+	stand_still($node, $worker);
 	my $hit = sql("SELECT max(seq) FROM outbox.cursor WHERE subscription_id = $subscription") == $before;
-	kill $hit ? 'KILL' : 'CONT', $worker;
-	if ($hit) { $failed = $ids[-1]; last }
+	if ($hit) { kill_process($node, $worker); $failed = $ids[-1]; last }
+	kill 'CONT', $worker;
 	ack(take(1));
 }
 ok($failed, 'the worker was killed when the row was written, and the cursor was not');
-wait_for(sub { is_reachable($node) }, 'the server being back');
 $session = session($node);
 
 my @first = take(1, $failed);
@@ -87,12 +86,11 @@ wait_for(sub { $session->query(q{SELECT count(*) FROM outbox.pull('others', 10)}
 is(rows($held), 0, 'the one that is held has no row');
 ack([ $again, $token{$again} ]);
 ok(wait_for(sub { !rows($again) && rows($held) }, 'the rows'), 'once the one that failed is done, the one before it needs a row, for the cursor to pass both');
-kill 'KILL', worker_pid($node);
-wait_for(sub { is_reachable($node) }, 'the server being back again');
+kill_process($node, worker_pid($node));
 $session = session($node);
 $end = $session->query(q{SELECT outbox.enqueue('load', '"end"')});
 my %came;
-wait_for(sub { $came{$_}++ for ($session->query(q{SELECT event_id FROM outbox.pull('some', 10)}) // '') =~ /^[-0-9a-f]{36}$/mg; $came{$held} && $came{$end} }, 'what is left', 90);    # when its lease has ended
+wait_for(sub { $came{$_}++ for ($session->query(q{SELECT event_id FROM outbox.pull('some', 10)}) // '') =~ /^[-0-9a-f]{36}$/mg; $came{$held} && $came{$end} }, 'what is left');    # when its lease has ended
 is(join(' ', sort keys %came), "$held $end", 'the next worker delivers only that again');
 
 done_testing;
