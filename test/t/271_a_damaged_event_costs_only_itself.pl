@@ -18,6 +18,10 @@ subscribe($node, 'other', $receiver->url('/ok?other'), types => ['nothing.at.all
 sql(q{SELECT outbox.subscribe('pull', types => '{order.**}')});
 sql(q{SELECT outbox.pause_all('until it is damaged')});
 
+# Nobody reads or moves anything before it is damaged
+sql('SELECT outbox.stop()');
+worker_gone($node);
+
 # A large one between small ones: nobody else has anything on the pages in its middle
 my $large = join '', map { chr(65 + int rand 26) } 1 .. 60000;
 substr $large, 30000, 20, 'MIDDLE-OF-AN-EVENT-X';
@@ -42,6 +46,7 @@ for my $file (@files)
 }
 $node->start;
 isnt(($node->psql('postgres', "SELECT payload FROM outbox.event WHERE id = '$bad'"))[0], 0, 'the event cannot be read any more');
+sql('SELECT outbox.start()');
 sql('SELECT outbox.resume_all()');
 
 my @good = grep { $_ ne $bad } @ids;
