@@ -18,7 +18,7 @@ my ($worker, $seen) = (worker_pid($node), 0);
 for my $life (1 .. $lives)
 {
 	wait_for(sub { $receiver->delivered($path) >= $seen + 50 }, "life $life: deliveries");
-	kill 'KILL', $worker;
+	kill_process($node, $worker);
 	wait_for(sub { is_reachable($node) && (worker_pid($node) // $worker) != $worker }, "life $life: another one");
 	$worker = worker_pid($node);
 	$seen = $receiver->delivered($path);

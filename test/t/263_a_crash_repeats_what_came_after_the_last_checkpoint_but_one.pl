@@ -35,12 +35,12 @@ for my $life (1 .. $lives)
 	my $checkpoint = wait_for(sub {
 			my @at = split /\n/, $node->safe_psql('postgres', "SELECT extract(epoch FROM at) FROM outbox.cursor WHERE subscription_id = 0 ORDER BY seq DESC LIMIT $checkpoints");
 			return @at == $checkpoints && $at[-1] > $since && $at[1] }, "life $life: $checkpoints checkpoints");
-	kill 'KILL', $worker;
+	kill_process($node, $worker);
 	my $before = $worker;
 	wait_for(sub { is_reachable($node) && ($worker = worker_pid($node) // $before) != $before }, "life $life: another worker");
 	push @lives, { checkpoint => $checkpoint, back => time };
 }
-wait_for(sub { my %ids = map { $_->{id} => 1 } $receiver->delivered($path); keys %ids == $made }, 'everything', 120);
+wait_for(sub { my %ids = map { $_->{id} => 1 } $receiver->delivered($path); keys %ids == $made }, 'everything', 180);
 
 my (%before, @repeated, @old);
 for my $request (grep { $_->{key} =~ /^quick/ } $receiver->delivered($path))
