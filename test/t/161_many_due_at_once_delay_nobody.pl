@@ -22,6 +22,8 @@ is(sql(q{SELECT count(*) FROM outbox.event}), 0, 'nothing is in the log');
 
 # Live events flow meanwhile; a crash in the middle, then on to the end
 my $ledger = Outbox::Ledger->new;
+my $holder = session($node);
+is($holder->query(q{BEGIN; SELECT count(*) FROM (SELECT FROM outbox.scheduled WHERE payload::int > 50000 FOR UPDATE) AS s}), $many - 50000, 'the later half cannot be moved before the crash');
 sql('SELECT outbox.start()');
 wait_for(sub { sql('SELECT count(*) FROM outbox.unscheduled') > 0 }, 'the first are moved');
 my $producers = start_producers($node, count => 1, transactions => 100);
@@ -34,7 +36,7 @@ my $moved = sql('SELECT count(*) FROM outbox.unscheduled');
 cmp_ok($moved, '<', $many, "the crash came in the middle ($moved moved)");
 $producers = start_producers($node, count => 1, transactions => 300);
 finish_producers($producers, $ledger);
-wait_for(sub { sql('SELECT count(*) FROM outbox.scheduled') == 0 }, 'all of them moved', 120);
+wait_for(sub { sql('SELECT count(*) FROM outbox.scheduled') == 0 }, 'all of them moved', 180);
 is(sql('SELECT count(*), count(DISTINCT scheduled_id), count(DISTINCT payload) FROM outbox.event WHERE scheduled_id IS NOT NULL'), "$many|$many|$many", 'each is in the log exactly once');
 is(sql(q{SELECT count(*) FROM outbox.event AS e JOIN outbox.unscheduled AS u ON u.id = e.scheduled_id AND u.log_id = e.id AND u.status = 'moved'}), $many, 'and a record says where');
 is(sql(q{SELECT count(*) FROM (SELECT payload::int < lag(payload::int) OVER (ORDER BY id) AS back FROM outbox.event WHERE scheduled_id IS NOT NULL) AS x WHERE back}), 0, 'in the order of deliver_at');
@@ -58,7 +60,7 @@ is($session->query(q{BEGIN; SELECT count(*) FROM outbox.scheduled WHERE type = '
 sql('SELECT outbox.start()');
 wait_status($node, $_, 'some', 'delivered') for @free;
 $session->query('ROLLBACK');
-wait_for(sub { sql('SELECT count(*) FROM outbox.scheduled') == 0 }, 'the others follow', 60);
+wait_for(sub { sql('SELECT count(*) FROM outbox.scheduled') == 0 }, 'the others follow');
 is(sql(q{SELECT count(*), count(DISTINCT scheduled_id) FROM outbox.event WHERE type = 'held'}), '20000|20000', 'each once');
 
 $node->stop;
