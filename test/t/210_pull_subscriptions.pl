@@ -134,12 +134,12 @@ is($node->safe_psql('postgres', "SELECT reason, attempts, last_error FROM outbox
 $two->query("SELECT outbox.ack('expiring', NULL, '$again[0][4]')");
 wait_status($node, $behind, 'expiring', 'delivered');
 is($node->safe_psql('postgres', "SELECT outbox.redrive('expiring')"), 1, 'redriven');
-@rows = pull_until($one, 'expiring', 1, '300 ms');
+@rows = pull_until($one, 'expiring', 1, '3 s');
 is($rows[0][0], $slow, 'it can be pulled again');
 my $until = $one->query("SELECT outbox.extend('expiring', '$rows[0][4]', '1 h') > now() + '59 min'");
 is($until, 't', 'a lease made longer');
 my $marker = put('expiring', 3);
-my @marker = pull_until($two, 'expiring', 1, '300 ms');
+my @marker = pull_until($two, 'expiring', 1, '3 s');
 wait_for(sub { my @r = pull($two, 'expiring'); @r && $r[0][0] eq $marker }, 'a lease that was not, to end');
 is($one->query("SELECT outbox.ack('expiring', NULL, '$rows[0][4]')"), 1, 'outlives the others');
 
@@ -151,6 +151,7 @@ $one->query("SELECT outbox.ack('lasting', ARRAY['$rows[1][0]']::uuid[], '$rows[0
 wait_for(sub { $node->safe_psql('postgres', "SELECT status FROM outbox.delivery WHERE event_id = '$rows[0][0]'") eq 'leased' }, 'what is leased while later ones are done has a row');
 is($node->safe_psql('postgres', "SELECT status FROM outbox.event_status('$rows[0][0]') WHERE subscription = 'lasting'"), 'leased', 'event_status() says so');
 $node->restart;
+worker_pid($node);
 @sessions = map { session($node) } 1 .. 3;
 ($one, $two, $three) = @sessions;
 my @after = pull_until($one, 'lasting', 1);
