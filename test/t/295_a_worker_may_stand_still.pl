@@ -13,7 +13,7 @@ my $node = outbox_node('main', conf => [ "outbox.maintenance_interval = '1s'" ])
 my $receiver = Outbox::Receiver->new(fsync => 0);
 sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql) }
 my %path = (slow => '/slow/100?slow', hang => '/script/hang?hang', quick => '/random/4/10?quick');
-my %short = (types => ['load.made'], timeout => '1 s', connect_timeout => '1 s', max_in_flight => 5, max_attempts => 1000, give_up_after => '1 d');
+my %short = (types => ['load.made'], timeout => '3 s', connect_timeout => '1 s', max_in_flight => 5, max_attempts => 1000, give_up_after => '1 d');
 subscribe($node, $_, $receiver->url($path{$_}), %short) for sort keys %path;
 $receiver->control(script => 'hang', answers => [], then => 'hang');
 sql(q{SELECT outbox.subscribe('pulled', types => '{to.pull}')});
@@ -29,14 +29,14 @@ for my $round (1, 2)
 	wait_for(sub { $receiver->requests($path{slow}) > $before + 5 && sql('SELECT in_flight FROM outbox._worker()') >= 5 }, 'requests in flight');
 	my @held = map { enqueue($node, 'to.pull', $_, key => "k$_") } 1 .. 5;
 	my @rows;
-	wait_for(sub { push @rows, split /\n/, $one->query(q{SELECT event_id, token FROM outbox.pull('pulled', 10, '1 s')}); @rows == 5 }, 'a lease');
+	wait_for(sub { push @rows, split /\n/, $one->query(q{SELECT event_id, token FROM outbox.pull('pulled', 10, '3 s')}); @rows == 5 }, 'a lease');
 	my ($token) = $rows[-1] =~ /\|(.*)/;
 
-	kill 'STOP', $worker;
+	stand_still($node, $worker);
 	my $count = sql('SELECT count(*) FROM outbox.event');
 	my $began = sql('SELECT clock_timestamp()');
 	$receiver->control(script => 'hang', answers => [], then => 200) if $round == 2;
-	wait_for(sub { sql("SELECT clock_timestamp() > '$began'::timestamptz + interval '4 s'") eq 't' }, 'four seconds');
+	wait_for(sub { sql("SELECT clock_timestamp() > '$began'::timestamptz + interval '6 s'") eq 't' }, 'six seconds');
 	cmp_ok(sql('SELECT count(*) FROM outbox.event'), '>', $count, "round $round: producers do not wait");
 	is(sql(q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type = 'outbox delivery worker'}), $worker, "round $round: there is one worker, the one that stands still");
 	kill 'CONT', $worker;
@@ -52,7 +52,7 @@ for my $round (1, 2)
 $ledger->settle($node);
 for my $name (sort keys %path)
 {
-	ok(wait_for(sub { $ledger->complete($receiver, $path{$name}) }, "everything for $name", 90), "$name: everything is delivered");
+	ok(wait_for(sub { $ledger->complete($receiver, $path{$name}) }, "everything for $name"), "$name: everything is delivered");
 	check_ledger($ledger, $receiver, $path{$name}, what => $name, duplicates => 10);
 }
 is(worker_pid($node), $worker, 'by the same worker');
