@@ -37,6 +37,7 @@ is(came('/ok?items'), "$id{items} $id{last}", 'another path must find something'
 is(came('/ok?broken'), $id{last}, 'one that raises an error is not fulfilled');
 wait_status($node, $id{last}, $_, 'delivered') for qw(big items broken);
 is(sql("SELECT status FROM outbox.event_status('$id{raw}') WHERE subscription = 'big'"), 'unmatched', 'nor by what has no jsonb payload');
+wait_status($node, $id{due}, 'big', 'delivered');
 is(sql("SELECT status FROM outbox.event_status('$id{due}') WHERE subscription = 'big'"), 'delivered', 'but by what was scheduled');
 sql("SELECT outbox.unsubscribe('$_')") for qw(all big items broken);
 

@@ -21,7 +21,7 @@ sub wait_call { my ($id, $timeout) = @_; return "CALL outbox.wait_delivered('$id
 sub sleeping
 {
 	my ($pid) = @_;
-	return wait_for(sub { sql("SELECT backend_xid IS NULL AND backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $pid AND state = 'active' AND wait_event_type = 'Extension' AND query LIKE 'CALL outbox.wait_delivered%'") },
+	return wait_for(sub { my $free = sql("SELECT backend_xid IS NULL AND backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $pid AND state = 'active' AND wait_event_type = 'Extension' AND query LIKE 'CALL outbox.wait_delivered%'"); $free eq 't' && $free },
 		'a session that waits');
 }
 

@@ -28,6 +28,6 @@ for my $case ([ 'node-postgres', 'node', "$drivers/documented.js", $document, 1,
 	ok($ran, "$what: pay, receive, work") or diag $err;
 	is($node->safe_psql('postgres', "SELECT count(*), count(DISTINCT order_id) FROM invoice WHERE order_id BETWEEN $command[3] AND $command[4]"), '150|150', "$what: an invoice for each order");
 }
-is($node->safe_psql('postgres', q{SELECT s.status, count(*) FROM outbox.event AS e CROSS JOIN outbox.event_status(e.id) AS s GROUP BY 1}), 'delivered|300', 'all that was pulled is settled');
+ok(wait_for(sub { $node->safe_psql('postgres', q{SELECT s.status, count(*) FROM outbox.event AS e CROSS JOIN outbox.event_status(e.id) AS s GROUP BY 1}) eq 'delivered|300' }, 'the last ones'), 'all that was pulled is settled');
 
 done_testing;
