@@ -40,6 +40,8 @@ for my $kind (qw(synchronous asynchronous))
 	wait_for(sub { $receiver->delivered($path) > 200 }, 'deliveries');
 	my $walreceiver = $standby->safe_psql('postgres', 'SELECT pid FROM pg_stat_wal_receiver');
 	kill 'STOP', $walreceiver;
+	# what is on its way the standby still gets
+	wait_for(sub { $primary->safe_psql('postgres', 'SELECT pg_current_wal_flush_lsn() - sent_lsn > 65536 FROM pg_stat_replication') eq 't' }, 'nothing more being sent to it');
 	my $count = $primary->safe_psql('postgres', 'SELECT count(*) FROM outbox.event');
 	wait_for(sub { $primary->safe_psql('postgres', 'SELECT count(*) FROM outbox.event') > $count + 200 }, 'events that the standby does not know');
 	my $sent = $receiver->requests($path);
@@ -71,7 +73,7 @@ for my $kind (qw(synchronous asynchronous))
 	$ledger->{$_} = { %{ $ledger->{$_} }, %{ $eager->{$_} } } for qw(committed rolled_back order);
 	is(scalar(keys %{ $ledger->{committed} }), scalar(keys %known), "$kind: what it knows is what was committed as far as it was told");
 	finish_producers(start_producers($standby, count => 2, transactions => 50, tag => 'new'), $ledger);
-	ok(wait_for(sub { $ledger->complete($receiver, $path) }, 'all of it', 60), "$kind: all that it knows is delivered, and what is new");
+	ok(wait_for(sub { $ledger->complete($receiver, $path) }, 'all of it'), "$kind: all that it knows is delivered, and what is new");
 	my $found = $ledger->check($receiver, $path);
 	is(scalar @{ $found->{$_} }, 0, "$kind: $_ 0 of " . $ledger->count) for qw(lost changed disorder);
 	is_deeply([ sort @{ $found->{phantom} } ], [ sort map { $_->{id} } grep { !$known{ $_->{id} } && $_->{headers}{'ce-source'} eq 'urn:outbox:primary' } $receiver->requests($path) ], "$kind: phantom " . @phantom . ', as counted');
