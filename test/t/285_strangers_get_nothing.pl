@@ -142,6 +142,7 @@ SKIP:
 		close $file or die;
 	}
 	my $bodies = q{SET search_path = pg_catalog; SELECT md5(string_agg(oid::text || prosrc || COALESCE(array_to_string(proconfig, ','), ''), '' ORDER BY oid)) FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace};
+	worker_gone($node, 'trap');
 	quietly('SELECT outbox.start()');
 	my ($before, $worker) = (sql($bodies, 'trap'), worker_pid($node, 'trap'));
 	quietly(q{SELECT outbox.subscribe('after', '} . $receiver->url('/ok?after') . q{', network => 'private', types => '{a.**}')});
