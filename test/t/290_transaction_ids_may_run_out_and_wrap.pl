@@ -37,7 +37,7 @@ sub jump
 subscribe($node, $_, $receiver->url(path($_)), types => ['load.made']) for @names;
 sql(q{SELECT outbox.subscribe('pulled', types => '{load.made}'); CREATE TABLE consumed (id uuid PRIMARY KEY)});
 my $ledger = Outbox::Ledger->new;
-sub complete { my ($what, @paths) = @_; return ok(wait_for(sub { !grep { !$ledger->complete($receiver, path($_)) } @paths }, $what, 90), $what) }
+sub complete { my ($what, @paths) = @_; return ok(wait_for(sub { !grep { !$ledger->complete($receiver, path($_)) } @paths }, $what), $what) }
 sub consume { return sql(q{BEGIN; CREATE TEMP TABLE p ON COMMIT DROP AS SELECT * FROM outbox.pull('pulled', 1000); INSERT INTO consumed SELECT event_id FROM p; SELECT outbox.ack('pulled', NULL, token) FROM p LIMIT 1; COMMIT}) }
 sub consumed { consume(); return sql('SELECT count(*) FROM consumed') >= $ledger->count }
 finish_producers(start_producers($node, count => 2, transactions => 200), $ledger);
@@ -50,7 +50,7 @@ sql(q{SELECT outbox.pause('held'); SELECT pg_create_logical_replication_slot('ol
 jump(next_xid() - oldest() + 2**31 - 3_000_000 - 60, 'some sixty transaction ids are left');
 my $worker = worker_pid($node);
 wait_for(sub { sql('SELECT turn_at IS NOT NULL FROM outbox._worker()') eq 't' }, 'its first turn');
-kill 'STOP', $worker;
+stand_still($node, $worker);
 finish_producers(start_producers($node, count => 2, transactions => 100, tag => 'few'), $ledger);
 kill 'CONT', $worker;
 my (undef, undef, $said) = $node->psql('postgres', qq{\\set VERBOSITY verbose\nSELECT outbox.enqueue('load.made', '1')});
@@ -68,16 +68,17 @@ $node->wait_for_log(qr/background worker "outbox delivery worker" \(PID \d+\) ex
 is(scalar(() = $receiver->requests), $count, 'nor by another worker, which could not record it either');
 
 sql(q{SELECT pg_drop_replication_slot('old')});
-ok(wait_for(sub { oldest() < 2**31 - 50_000_000 }, 'vacuum', 90), 'the slot gone, vacuum gives transaction ids back');
+ok(wait_for(sub { oldest() < 2**31 - 50_000_000 }, 'vacuum'), 'the slot gone, vacuum gives transaction ids back');
 cmp_ok(sql(q{SELECT max(age(relfrozenxid)) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relfrozenxid <> 0}), '<', 200_000_000, 'on all of our tables, too');
+wait_for(sub { ($node->psql('postgres', 'SELECT pg_current_xact_id()'))[0] == 0 }, 'a transaction id');
 enqueue($node, 'load.made', '"after"');
-ok(wait_for(sub { grep { $_->{bytes} eq '"after"' } $receiver->delivered(path('plain')) }, 'a worker', 90), 'and delivery goes on by itself');
+ok(wait_for(sub { grep { $_->{bytes} eq '"after"' } $receiver->delivered(path('plain')) }, 'a worker'), 'and delivery goes on by itself');
 cmp_ok(scalar @{ $ledger->check($receiver, path('plain'))->{duplicates} }, '<=', 60, 'no more is repeated than could not be recorded');
 
 # ---- 2^32: first halfway there, for old and new ids must not be too far from each other -----------------------------------------------------------------------
 
 jump(3_200_000_000, 'halfway');
-ok(wait_for(sub { oldest() < 300_000_000 }, 'vacuum', 90), 'vacuum again');
+ok(wait_for(sub { oldest() < 300_000_000 }, 'vacuum'), 'vacuum again');
 jump(2**32 - 300, 'three hundred before 2^32');
 cmp_ok(next_xid(), '<', 2**32, 'before 2^32');
 my ($long, $subscriber) = (session($node), session($node));
@@ -114,7 +115,7 @@ is(scalar(grep { $_->{key} !~ /^(across|late|prepared)/ } $receiver->requests(pa
 is(enqueue($node, 'other', '2', dedup_key => 'd'), $dedup, 'a duplicate is told');
 is(sql(q{SELECT outbox.accept('c', 'before')}), 'f', 'and not accepted');
 sql('SELECT outbox.maintain()') for 1 .. 3;
-ok(wait_for(sub { sql(q{SELECT count(*) FROM outbox.event WHERE xid < '4294967296'}) == 0 }, 'segments being emptied', 60), 'segments from before are emptied');
+ok(wait_for(sub { sql(q{SELECT count(*) FROM outbox.event WHERE xid < '4294967296'}) == 0 }, 'segments being emptied'), 'segments from before are emptied');
 sql('VACUUM');
 
 # ---- ids of subscriptions ----------------------------------------------------------------------------------------------------------------------------------
