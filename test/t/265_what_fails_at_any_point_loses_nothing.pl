@@ -62,15 +62,15 @@ sub start_scripts
 	};
 	for my $n (1 .. 2)
 	{
-		$scripts{"now$n"} = [ map { $transaction->('load.made', "r$round-$n-" . $_ % 3, $_, '') . "SELECT pg_sleep(0.005);\n" } 1 .. 40 ];
+		$scripts{"now$n"} = [ map { $transaction->('load.made', "r$round-$n-" . $_ % 3, $_, '') . "SELECT pg_sleep(0.005);\n" } 1 .. 2000 ];
 	}
-	$scripts{later} = [ map { $transaction->('load.later', "r$round-later", $_, ", deliver_at => clock_timestamp() + interval '100 ms', dedup_key => 'r$round-$_'") . "SELECT pg_sleep(0.01);\n" } 1 .. 20 ];
-	$scripts{consumer} = [ (consume() . "SELECT pg_sleep(0.02);\n") x 20 ];
+	$scripts{later} = [ map { $transaction->('load.later', "r$round-later", $_, ", deliver_at => clock_timestamp() + interval '100 ms', dedup_key => 'r$round-$_'") . "SELECT pg_sleep(0.01);\n" } 1 .. 2000 ];
+	$scripts{consumer} = [ (consume() . "SELECT pg_sleep(0.02);\n") x 2000 ];
 	my @running;
 	for my $name (sort keys %scripts)
 	{
 		open my $script, '>', "$directory/$name.sql" or die;
-		print $script @{ $scripts{$name} };
+		print $script "SET application_name = 'producer';\n", @{ $scripts{$name} };
 		close $script;
 		my $pid = fork // die;
 		if ($pid == 0)
@@ -140,12 +140,16 @@ sub try_fault
 		kill 'CONT', @stopped;
 	}
 
+	# Their connections are ended, if they have not lost them: until the server answers, for it may just be crashing
+	sleep 0.3;
+	wait_for(sub { eval { stop_producers($node); 1 } }, "$what: the end of the load");
+
 	my %was = map { $_ => $ledger{$_}->count } keys %ledger;
 	finish_producers([ grep { $_->{out} !~ /consumer/ } @running ], $_) for $ledger{push};
 	waitpid $_->{pid}, 0 for @running;
 	wait_for(sub { is_reachable($node) }, "$what: the server being there");
 	settle($ledger{push});
-	ok(wait_for(sub { $ledger{push}->complete($receiver, $push) && $ledger{push}->complete($receiver, $batch) && all_consumed() }, "$what: everything that was committed", 60), "$what: nothing is lost")
+	ok(wait_for(sub { $ledger{push}->complete($receiver, $push) && $ledger{push}->complete($receiver, $batch) && all_consumed() }, "$what: everything that was committed"), "$what: nothing is lost")
 		or diag explain { worker => try_sql('SELECT * FROM outbox._worker()'), status => try_sql(q{SELECT name, state, lag_events, in_flight, dead FROM outbox.subscription_status}) };
 	ok(wait_for(sub { (try_sql('SELECT LEAST((SELECT count(*) FROM outbox.cursor_0), (SELECT count(*) FROM outbox.cursor_1))') // 1) eq '0' }, "$what: old cursors being emptied"), "$what: old cursors are emptied");
 	is(crashes(), $before, "$what: the server did not crash") if $action ne 'kill';
