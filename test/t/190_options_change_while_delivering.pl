@@ -63,7 +63,7 @@ is(join(' ', sort keys %values), join(' ', @options), 'every option that can be 
 
 my $changer = session($node);
 my $ledger = Outbox::Ledger->new;
-my $producers = start_producers($node, count => 3, transactions => 30000, keys => 4, pause => 0.003, arguments => "tenant => 'acme'");
+my $producers = start_producers($node, count => 3, transactions => 100_000, keys => 4, pause => 0.003, arguments => "tenant => 'acme'");
 my %steps;
 for my $option (@options)
 {
@@ -75,10 +75,10 @@ for my $option (@options)
 	# side by side, so that both deliver meanwhile
 	while (grep { @{ $steps{$option}{$_} } } sort keys %at)
 	{
-		my %before = map { $_ => scalar(() = $at{$_}->requests) } keys %at;
 		my $said = join "\n", map { my $change = shift @{ $steps{$option}{$_} }; $change ? $changer->query("SELECT outbox.alter_subscription('$_', $change)") : () } sort keys %at;
+		my %before = map { $_ => scalar(() = $at{$_}->requests) } keys %at;    # ten of those that follow may have been under way before
 		like($said, qr/\A\n*\z/, "$option: changed");
-		my $still = wait_for(sub { !grep { (() = $at{$_}->requests) < $before{$_} + 5 } keys %at }, "$option: both delivering");
+		my $still = wait_for(sub { !grep { (() = $at{$_}->requests) < $before{$_} + 15 } keys %at }, "$option: both delivering");
 		diag("at: " . $node->safe_psql('postgres', "SELECT name, state, reason, in_flight, breaker_open_until, last_error FROM outbox.subscription_status")) unless $still;
 	}
 }
