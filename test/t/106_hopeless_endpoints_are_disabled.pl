@@ -33,7 +33,9 @@ is(status('dead', 'dead'), '0', 'none of its events died');
 push @ids, enqueue($node, 'dead', 4);
 my $sent = () = $receiver->requests('/script/dead');
 
-# resumed, it has all the time again
+# resumed, it has all the time again: longer than this test needs, and shorter than the past
+sql(q{SELECT outbox.alter_subscription('dead', disable_after => '10 min')});
+sql(q{UPDATE outbox.subscription SET failing_since = now() - interval '1 h' WHERE name = 'dead'});
 my $resumed = sql('SELECT clock_timestamp()');
 sql(q{SELECT outbox.resume('dead')});
 is(kept('dead', "failing_since IS NULL OR failing_since >= '$resumed'"), 't', 'resume() forgets the failures');    # there may be new ones
@@ -72,6 +74,7 @@ $node->start;
 sql(q{UPDATE outbox.subscription SET failing_since = now() - interval '50 min' WHERE name = 'refuses'});    # as if time had passed
 my $pid = worker_pid($node);
 sql('SELECT outbox.stop()');
+worker_gone($node);
 sql('SELECT outbox.start()');
 isnt(worker_pid($node), $pid, 'a new worker');
 $sent = () = $receiver->requests('/status/404');
