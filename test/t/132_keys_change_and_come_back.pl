@@ -171,14 +171,14 @@ delivers('one', 'signed');
 
 # ---- a retry does not expire meanwhile ----------------------------------------------------------------------------------------------
 
-$secret{slow} = subscribe($node, 'slow', $receiver->url('/script/slow'), types => ['slow'], give_up_after => '3 s', retry_base => '1 s', max_attempts => 100);
+$secret{slow} = subscribe($node, 'slow', $receiver->url('/script/slow'), types => ['slow'], give_up_after => '6 s', retry_base => '5 s', max_attempts => 100);    # time to take the key away before the retry
 $receiver->control(script => 'slow', answers => [503], then => 200, per => 'path');
 my $slow = enqueue($node, 'slow', '{"n": 1}');
 wait_status($node, $slow, 'slow', 'retrying');
 keys_are($key[0]);
 becomes('slow', 'disabled: secret unreadable', 'disabled while an event is being retried');
 my $first = sql(q{SELECT first_attempt_at FROM outbox.delivery WHERE event_id = } . literal($slow));
-wait_for(sub { sql("SELECT clock_timestamp() > '$first'::timestamptz + interval '3200 ms'") eq 't' }, 'more than give_up_after');
+wait_for(sub { sql("SELECT clock_timestamp() > '$first'::timestamptz + interval '6200 ms'") eq 't' }, 'more than give_up_after');
 $holder = session($node);
 $holder->query('BEGIN');
 $holder->query("SELECT FROM outbox.delivery WHERE event_id = '$slow' FOR UPDATE");
