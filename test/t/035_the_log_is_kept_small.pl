@@ -71,7 +71,7 @@ sql(q{SELECT outbox.resume('held')});
 arrived('/ok?held', $pinned);
 stop_producers($node);
 finish_producers($producers, $ledger);
-wait_for(sub { $ledger->complete($receiver, '/ok?main') && $ledger->complete($receiver, '/ok?held') }, 'everything', 60);
+wait_for(sub { $ledger->complete($receiver, '/ok?main') && $ledger->complete($receiver, '/ok?held') }, 'everything');
 check_ledger($ledger, $receiver, '/ok?main', what => 'main');
 {
 	local $ledger->{committed} = { %{ $ledger->{committed} }, $pinned => '' };
@@ -104,7 +104,7 @@ for my $i (1 .. 50)
 	$slowest = $took if $took > $slowest;
 	arrived('/ok?main', $id) if $i == 50;
 }
-cmp_ok($slowest, '<', 1, 'meanwhile producers do not wait');
+cmp_ok($slowest, '<', 10, 'meanwhile producers do not wait');    # whoever waited for VACUUM would wait until the end
 ok(vacuuming(), 'VACUUM was there all the time');
 ok(there($large), 'and the segment too');
 sql("SELECT pg_cancel_backend($vacuum_pid)");
@@ -140,7 +140,9 @@ arrived('/ok?redriven', $doomed);
 my ($request) = $receiver->requests('/ok?redriven');
 is("$request->{id} $request->{bytes} $request->{key} $request->{headers}{'x-kept'}", "$doomed {\"is\": \"doomed\"} k yes", 'and delivered as it was');
 sql("UPDATE outbox.delivery SET next_attempt_at = now() WHERE event_id = '$later'");    # an hour later …
-sql('SELECT pg_terminate_backend(worker_pid, 10000) FROM outbox._worker()');            # … a worker that knows nothing
+sql('SELECT outbox.stop()');                                                            # … a worker that knows nothing; the last one ends orderly, for what is aborted is dead rows
+worker_gone($node);
+sql('SELECT outbox.start()');
 ok(wait_for(sub { $receiver->of('/fail-first/1?later', $later) == 2 }, 'the retry'), 'so is the other, when its time has come');
 is(join(' ', map { $_->{bytes} } $receiver->of('/fail-first/1?later', $later)), '{"is": "later"} {"is": "later"}', 'with the same bytes');
 ok(wait_for(sub { sql('SELECT count(*) FROM outbox.kept_event') eq '0' }, 'kept events being deleted'), 'then they are not kept any longer');
