@@ -16,16 +16,18 @@ sub requests { my ($path) = @_; return scalar(my @list = $receiver->requests($pa
 sub sql { return $node->safe_psql('postgres', $_[0]) }
 
 # A pause while requests hang, with an event of the same key waiting: each event once
-subscribe($node, 'paused', $receiver->url('/slow/1000?paused'), types => ['pause.*'], max_in_flight => 3);
+subscribe($node, 'paused', $receiver->url('/hang?paused'), types => ['pause.*'], max_in_flight => 3, timeout => '10 min');
 my @ids = split /\n/, sql(join ' ', 'BEGIN;', (map { "SELECT outbox.enqueue('pause.made', '$_->[0]', key => '$_->[1]');" } [ 1, 'a' ], [ 2, 'a' ], [ 3, 'b' ], [ 4, 'c' ], [ 5, 'a' ], [ 6, 'd' ]), 'COMMIT');
-wait_for(sub { requests('/slow/1000?paused') == 3 }, 'three in flight');
+wait_for(sub { requests('/hang?paused') == 3 }, 'three in flight');
 sql(q{SELECT outbox.pause('paused')});
+$receiver->control(release => JSON::PP::true());
 wait_for(sub { sql(q{SELECT in_flight FROM outbox._worker()}) == 0 }, 'all answered');
-is(requests('/slow/1000?paused'), 3, 'paused: nothing more is sent');
+is(requests('/hang?paused'), 3, 'paused: nothing more is sent');
 sql(q{SELECT outbox.resume('paused')});
+wait_for(sub { $receiver->control(release => JSON::PP::true()); $receiver->delivered('/hang?paused') == 6 }, 'the rest');
 wait_status($node, $_, 'paused', 'delivered') for @ids;
-is(requests('/slow/1000?paused'), 6, 'resumed: every event once');
-is(join(' ', map { $_->{bytes} } grep { $_->{key} eq 'a' } $receiver->requests('/slow/1000?paused')), '1 2 5', 'in order');
+is(requests('/hang?paused'), 6, 'resumed: every event once');
+is(join(' ', map { $_->{bytes} } grep { $_->{key} eq 'a' } $receiver->requests('/hang?paused')), '1 2 5', 'in order');
 
 # Discarded while its retry is in flight: that was the last
 subscribe($node, 'discarded', $receiver->url('/script/discard'), types => ['discard.*'], retry_base => '50 ms');
@@ -87,10 +89,10 @@ wait_for(sub { requests('/hang?behind') == 1 }, 'the first in flight');
 for (1 .. 3)
 {
 	sql(q{SELECT outbox.pause('behind')});
-	ok(wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag', 5), 'paused: all that waits is its lag')
+	ok(wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag'), 'paused: all that waits is its lag')
 		or diag 'it is: ' . sql(q{SELECT lag_events FROM outbox.subscription_status WHERE name = 'behind'});
 	sql(q{SELECT outbox.resume('behind')});
-	wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag', 5) or diag 'it is: ' . sql(q{SELECT lag_events FROM outbox.subscription_status WHERE name = 'behind'});
+	wait_for(sub { sql(q{SELECT lag_events BETWEEN 299 AND 300 FROM outbox.subscription_status WHERE name = 'behind'}) eq 't' }, 'its lag') or diag 'it is: ' . sql(q{SELECT lag_events FROM outbox.subscription_status WHERE name = 'behind'});
 }
 sql(q{SELECT outbox.unsubscribe('behind')});
 
@@ -99,7 +101,7 @@ subscribe($node, 'bereft', $receiver->url('/ok?bereft'), types => ['bereft.*']);
 wait_status($node, enqueue($node, 'bereft.made', 1), 'bereft', 'delivered');
 sql(q{INSERT INTO outbox.delivery (subscription_id, event_id, status, attempts, next_attempt_at) SELECT id, '01900000-0000-7000-8000-000000000000', 'retrying', 1, clock_timestamp() + interval '3 s' FROM outbox.subscription WHERE name = 'bereft'});
 sql(q{SELECT outbox.redrive(reason => 'max_attempts')});	# makes the worker look at all rows
-ok(wait_for(sub { sql(q{SELECT status || ' ' || reason FROM outbox.delivery WHERE event_id = '01900000-0000-7000-8000-000000000000'}) eq 'dead internal' }, 'a dead letter', 10), 'an event that no longer exists is a dead letter');
+ok(wait_for(sub { sql(q{SELECT status || ' ' || reason FROM outbox.delivery WHERE event_id = '01900000-0000-7000-8000-000000000000'}) eq 'dead internal' }, 'a dead letter'), 'an event that no longer exists is a dead letter');
 
 # ALTER DATABASE … SET role does not concern the worker
 sql('CREATE ROLE somebody');
