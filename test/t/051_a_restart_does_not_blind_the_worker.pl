@@ -26,7 +26,7 @@ is(received($prepared), 1, 'an event prepared before a crash and committed after
 
 # The extension dropped, made anew and started, and all of that rolled back, while an event waits for a worker that is stopped
 my $pid = worker_pid($node);
-kill 'STOP', $pid;
+stand_still($node, $pid);
 my $waiting = enqueue($node, 'some.made', 3);
 $node->safe_psql('postgres', 'SET client_min_messages = error; BEGIN; DROP EXTENSION outbox; CREATE EXTENSION outbox; SELECT outbox.start(); ROLLBACK');
 kill 'CONT', $pid;
