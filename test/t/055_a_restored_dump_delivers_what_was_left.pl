@@ -54,6 +54,7 @@ $node->safe_psql('copy', q{SELECT outbox.resume('late')});
 $node->safe_psql('copy', 'SELECT outbox.start()');
 wait_payloads('done', '1 2 3 2 3 100', 'started, the copy delivers what was left when it was dumped');
 wait_payloads('late', '1 2 3 100', 'all of it to whom it was held back');
+wait_for(sub { $node->safe_psql('copy', q{SELECT count(*) FROM outbox.subscription_status WHERE name IN ('done', 'late') AND lag_events > 0}) == 0 }, 'the worker having heard the answers');
 $node->safe_psql('copy', q{SELECT outbox.alter_subscription('failing', retry_base => '100 ms')});
 is($node->safe_psql('copy', q{SELECT count(*) FROM outbox.delivery_status WHERE subscription = 'failing' AND status = 'retrying'}), 1, 'a retry still waits for its time');
 
