@@ -10,7 +10,7 @@ use IO::Socket::INET;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $receiver = Outbox::Receiver->new;
+my $receiver = Outbox::Receiver->new(fsync => 0);
 
 # Sends a request; returns the socket, so that its answer may be awaited or not.
 sub post
@@ -55,15 +55,15 @@ is(found($ledger, '/ok?changed'), 'changed:b duplicates:b', 'other bytes under t
 answer(post('/ok?order', $_, 'k', $_)) for qw(a c b);
 is(found($ledger, '/ok?order'), 'disorder:c', 'out of order');
 
-my @both = map { post('/slow/300?overlap', $_, 'k', $_) } qw(a b);
+my @both = map { post('/slow/2000?overlap', $_, 'k', $_) } qw(a b);
 is(join(' ', map { answer($_) } @both), '200 200', 'two at once');
-answer(post('/slow/300?overlap', 'c', 'k', 'c'));
-is(found($ledger, '/slow/300?overlap'), 'overlap:b', 'two in flight for one key');
+answer(post('/slow/2000?overlap', 'c', 'k', 'c'));
+is(found($ledger, '/slow/2000?overlap'), 'overlap:b', 'two in flight for one key');
 
-my $given_up = post('/slow/300?left', 'a', 'k', 'a');
+my $given_up = post('/slow/2000?left', 'a', 'k', 'a');
 close $given_up;
-answer(post('/slow/300?left', $_, 'k', $_)) for qw(b c);
-is(found($ledger, '/slow/300?left'), 'lost:a', 'who hangs up before the answer was not answered');
+answer(post('/slow/2000?left', $_, 'k', $_)) for qw(b c);
+is(found($ledger, '/slow/2000?left'), 'lost:a', 'who hangs up before the answer was not answered');
 
 # Unknown outcomes may be either
 $ledger->unknown('u', 'k');
@@ -92,9 +92,9 @@ answer(batch('/ok?batch-changed', @$_)) for [ '1', $one, $two ], [ '2', [ 'b', '
 is(found($ledger, '/ok?batch-changed'), 'changed:b duplicates:b', 'batch: other bytes of an event');
 answer(batch('/ok?batch-id', @$_)) for [ '1', $one, $two ], [ '1', $three ], [ '2', $three ];
 is(found($ledger, '/ok?batch-id'), 'changed:1,2 duplicates:c', 'batch: other bytes under the same id, the same under another');
-@both = (batch('/slow/300?batch-overlap', '1', [ 'x', 'other', 'x' ], $one), batch('/slow/300?batch-overlap', '2', $two, $three));
+@both = (batch('/slow/2000?batch-overlap', '1', [ 'x', 'other', 'x' ], $one), batch('/slow/2000?batch-overlap', '2', $two, $three));
 is(join(' ', map { answer($_) } @both), '200 200', 'two batches at once');
-is(found($ledger, '/slow/300?batch-overlap'), 'overlap:b,c phantom:x', 'batch: two in flight for one key; phantom');
+is(found($ledger, '/slow/2000?batch-overlap'), 'overlap:b,c phantom:x', 'batch: two in flight for one key; phantom');
 
 # Keep-alive, pipelining, and a body in pieces
 my $socket = post('/ok?pieces', 'p', '', "\x00\xff{");
