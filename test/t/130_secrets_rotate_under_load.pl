@@ -55,7 +55,7 @@ $session->query('ROLLBACK');
 is(signers(one('steps'), %secret), 'f e', 'nor has one that is rolled back');
 
 # an overlap ends by itself: nothing wakes the worker but the time
-$secret{g} = sql(q{SELECT outbox.rotate_secret('steps', overlap => '1500 ms')});
+$secret{g} = sql(q{SELECT outbox.rotate_secret('steps', overlap => '8 s')});
 is(signers(one('steps'), %secret), 'g f e', 'within a short overlap');
 wait_for(sub { sql(q{SELECT bool_and(expires_at <= clock_timestamp()) FROM outbox.secret WHERE kind = 'signing' AND expires_at IS NOT NULL}) ne 'f' }, 'the end of the overlap');
 is(signers(one('steps'), %secret), 'g', 'after it the new one alone');
