@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = outbox_node('main', conf => [ 'wal_level = logical', 'max_wal_senders = 4' ]);
-my $receiver = Outbox::Receiver->new;
+my $receiver = Outbox::Receiver->new(fsync => 0);
 my $path = '/ok?main';
 subscribe($node, 'main', $receiver->url($path));
 
