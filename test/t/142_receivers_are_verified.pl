@@ -39,9 +39,9 @@ my @refused = (
 	[ 'broken-ca', $good_port, 'the certificates of option "ca" are not usable', "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----" ],
 	[ 'other-ca', $good_port, 'unable to get local issuer certificate', $ca{theirs} ],
 );
-subscribe($node, $_->[0], "https://localhost:$_->[1]/ok?$_->[0]", types => ['all'], ca => $_->[3] // $ca{ours}, max_attempts => 2) for @refused;
-subscribe($node, 'fine', "https://localhost:$good_port/ok?fine", types => [ 'all', 'ca' ], ca => $ca{ours}, max_attempts => 1);
-subscribe($node, 'both', "https://localhost:$good_port/ok?both", types => ['all'], ca => "two of them\n$ca{theirs}\r\n$ca{ours}", max_attempts => 1);
+subscribe($node, $_->[0], "https://localhost:$_->[1]/ok?$_->[0]", types => ['all'], ca => $_->[3] // $ca{ours}, max_attempts => 2, connect_timeout => '15 s') for @refused;
+subscribe($node, 'fine', "https://localhost:$good_port/ok?fine", types => [ 'all', 'ca' ], ca => $ca{ours}, max_attempts => 1, connect_timeout => '15 s');
+subscribe($node, 'both', "https://localhost:$good_port/ok?both", types => ['all'], ca => "two of them\n$ca{theirs}\r\n$ca{ours}", max_attempts => 1, connect_timeout => '15 s');
 
 my $id = enqueue($node, 'all', '{}');
 wait_status($node, $id, $_, 'delivered') for qw(fine both);
