@@ -71,7 +71,8 @@ wait_for(sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port)
 
 run_driver('node-postgres through PgBouncer in transaction mode', 'node-1', '127.0.0.1', $port, @node);
 run_driver('psycopg through PgBouncer', 'psycopg-1', '127.0.0.1', $port, @psycopg);
-is($node->safe_psql('postgres', q{SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()}), '1',
-	'all of it in one backend');
+my $backends = q{SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()};
+wait_for(sub { $node->safe_psql('postgres', $backends) eq '1' }, 'the backends of this test being gone');
+is($node->safe_psql('postgres', $backends), '1', 'all of it in one backend');
 
 done_testing;
