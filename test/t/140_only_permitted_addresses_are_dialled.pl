@@ -59,7 +59,7 @@ local %ENV = (%ENV, $net->environment, map { ($_ => $proxy, uc $_ => $proxy) } q
 my $node = outbox_node('public');
 delete @ENV{ keys %{ { $net->environment } } };
 
-my %of_public = (network => 'public', ca => $ca, max_attempts => 2);
+my %of_public = (network => 'public', ca => $ca, max_attempts => 2, connect_timeout => '15 s');
 my $port = $trap->port;
 
 # ---- what is public is reached; of an answer that mixes, only that part ----
