@@ -27,14 +27,15 @@ sub tells
 }
 
 subscribe($node, 'fine', $receiver->url('/ok?fine'), types => [ 'fine', 'large' ]);
-wait_status($node, enqueue($node, 'fine', 1), 'fine', 'delivered');
+my $fine = enqueue($node, 'fine', 1);
+wait_for(sub { $receiver->of('/ok?fine', $fine) }, 'its event being delivered, which the log forgets a second later');
 wait_for(sub { sql(q{SELECT count(*) FROM outbox.health() WHERE status <> 'ok'}) eq '0' }, 'health');
 is(sql(q{SELECT string_agg(check_name || ' ' || status, ', ') FROM outbox.health() WHERE status <> 'ok'}), '', 'nothing is wrong');
 is(sql('SELECT count(*) FROM outbox.health()'), '21', 'in twenty-one checks');
 
 # tick_age: a worker that hangs
 my $worker = worker_pid($node);
-kill 'STOP', $worker;
+stand_still($node, $worker);
 tells('tick_age', 'warning', { warning => 1.5, critical => 100_000 });
 tells('tick_age', 'critical', { warning => 1, critical => 2 });
 kill 'CONT', $worker;
@@ -127,8 +128,7 @@ sql('ALTER SYSTEM SET outbox.auto_maintain = off');
 $node->reload;
 tells('maintenance_age', 'warning', { warning => 3, critical => 1000 });
 tells('maintenance_age', 'critical', { warning => 3, critical => 4 });
-sql('SELECT outbox.maintain()');
-is(health('status', 'maintenance_age', { maintenance_age => { warning => 3 } }), 'ok', 'maintenance_age: ok after maintain()');
+like(sql(q{SELECT outbox.maintain(); SELECT status FROM outbox.health('{"maintenance_age": {"warning": 3}}') WHERE check_name = 'maintenance_age'}), qr/^ok\z/m, 'maintenance_age: ok after maintain()');
 sql('ALTER SYSTEM RESET outbox.auto_maintain');
 $node->reload;
 

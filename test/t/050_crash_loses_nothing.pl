@@ -44,7 +44,7 @@ crash('kill -9 of the worker', 'w', sub { kill 'KILL', $killed });
 isnt(worker_pid($node), $killed, 'kill -9 of the worker: there is another one');
 
 crash('kill -9 of a backend', 'b', sub {
-	kill 'KILL', $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1}) });
+	kill 'KILL', $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name = 'producer' LIMIT 1}) });
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'outbox delivery%'}), '1', 'kill -9 of a backend: one worker, not two')
 	if worker_pid($node);
 
@@ -84,7 +84,7 @@ for my $round (1 .. 10)
 	wait_for(sub { $receiver->requests($phantom_path) >= $before + 300 }, 'load of synchronous_commit = off');
 	if ($round > 3)    # the worker's ticks, which flush, have left nothing to be forgotten, three times
 	{
-		kill 'STOP', worker_pid($node);
+		stand_still($node, worker_pid($node));
 		my $count = $node->safe_psql('postgres', 'SELECT count(*) FROM outbox.event');
 		wait_for(sub { $node->safe_psql('postgres', 'SELECT count(*) FROM outbox.event') > $count }, 'commits while the worker stands still');
 	}

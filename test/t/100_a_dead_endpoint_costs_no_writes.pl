@@ -34,6 +34,8 @@ is(status('dead', 'breaker_open_until IS NOT NULL AND next_probe_at IS NOT NULL 
 like(sql(q{SELECT status || ' ' || value || ' ' || subject || ': ' || detail FROM outbox.health() WHERE check_name = 'breakers_open'}), qr/^warning 1 dead: .*503/, 'health() names it and its last error');
 
 # While it is open: probes with the oldest event, and nothing else
+my $tried = () = $receiver->requests('/script/dead');
+wait_for(sub { $receiver->requests('/script/dead') > $tried }, 'a probe, before which the rows of all that failed were written');
 my @before = map { { %$_ } } $receiver->requests('/script/dead');
 my $rows = rows('dead');
 cmp_ok($rows, '<=', 3, "of 50 events $rows have a row: those that were tried");

@@ -26,6 +26,7 @@ sub crash
 	finish_producers($producers, $ledger);
 	cmp_ok($ledger->count - $committed, '<', 3 * 9000, "$what: in the middle of the load");
 	wait_for(sub { is_reachable($node) }, "$what: the server being back");
+	worker_pid($node);
 }
 
 my $killed = worker_pid($node);
