@@ -19,7 +19,7 @@
 /* RFC 9562: version 7 in the upper half, variant 10 in the lower */
 #define VERSION_7		(UINT64CONST(7) << FRACTION_BITS)
 #define VARIANT			(UINT64CONST(2) << 62)
-#define DRAWN			32			/* random numbers at a time */
+#define DRAWN			128			/* random numbers at a time */
 #define RANDOM_MASK		((UINT64CONST(1) << 62) - 1)
 
 /* Microseconds from the Unix to the PostgreSQL epoch. */
