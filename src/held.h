@@ -5,6 +5,7 @@
 #define OUTBOX_HELD_H
 
 #include "storage/lockdefs.h"
+#include "utils/relcache.h"
 
 /* The (sub)transaction in which locks were taken; all zero for none. */
 typedef struct OutboxHeld
@@ -18,7 +19,10 @@ typedef struct OutboxHeld
  */
 extern bool outbox_held_lock(Oid relation, LOCKMODE mode, bool wait);
 
-/* Gives one of these back. */
+/* Opens a table that this transaction writes to: locks it so, and RowExclusive. */
+extern Relation outbox_held_open(Oid table);
+
+/* Gives a lock back. */
 extern void outbox_held_unlock(Oid relation, LOCKMODE mode);
 
 /* Locks have been taken just now, in this way … */

@@ -30,6 +30,7 @@
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "held.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
@@ -137,7 +138,7 @@ open_inbox(Inbox *inbox, text *consumer)
 	inbox->consumer = consumer;
 	inbox->consumer_hash = hash_bytes_extended((const unsigned char *) VARDATA_ANY(consumer), VARSIZE_ANY_EXHDR(consumer), MyDatabaseId) | 1;
 	(void) outbox_bell_database(catalog->extension);	/* raises if the library was not preloaded */
-	inbox->heap = table_open(catalog->inbox, RowExclusiveLock);
+	inbox->heap = outbox_held_open(catalog->inbox);
 	indexes = RelationGetIndexList(inbox->heap);
 	inbox->more_indexes = list_length(indexes) > 1;
 	list_free(indexes);

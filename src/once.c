@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "durable.h"
 #include "executor/executor.h"
+#include "held.h"
 #include "once.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
@@ -34,7 +35,7 @@ outbox_once_open(Oid table)
 {
 	OutboxOnce *once = palloc(sizeof(OutboxOnce));
 
-	once->table = table_open(table, RowExclusiveLock);
+	once->table = outbox_held_open(table);
 	once->writer = outbox_writer_open(&kept, once->table, true);
 	return once;
 }

@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "executor/executor.h"
 #include "fault.h"
+#include "held.h"
 #include "miscadmin.h"
 #include "schedule.h"
 #include "segment.h"
@@ -115,7 +116,7 @@ outbox_schedule_append(const OutboxNewEvent *events, int n)
 {
 	const OutboxCatalog catalog = *outbox_catalog_required();
 	OutboxDatabase *database = outbox_bell_database(catalog.extension);
-	Relation	table = table_open(table_oid("scheduled"), RowExclusiveLock);
+	Relation	table = outbox_held_open(table_oid("scheduled"));
 	Target		target = open_target(table);
 	FullTransactionId xid = GetTopFullTransactionId();
 

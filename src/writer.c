@@ -171,7 +171,10 @@ outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer)
 		ExecClearTuple(writer->slots[i]);
 	if (*kept != NULL || !is_plain(writer))
 	{
-		ExecCloseIndices(writer->target);
+		if (is_plain(writer))
+			close_indexes(writer);	/* with their locks, which may not be this statement's to give back */
+		else
+			ExecCloseIndices(writer->target);
 		FreeExecutorState(writer->estate);
 		MemoryContextDelete(writer->context);
 		return;

@@ -159,16 +159,3 @@ ROLLBACK;
 SELECT count(*) FROM outbox.subscription WHERE name = 'aborted';
 
 SELECT count(outbox.unsubscribe(name)) > 0 FROM outbox.subscription;
-
-\echo -- the log is held for a subscription until its transaction ends, also when it was made by a cursor that fails later, in a savepoint
-BEGIN;
-DECLARE made CURSOR FOR SELECT outbox.subscribe('cursor' || i, starting => CASE i WHEN 1 THEN 'earliest' ELSE 'never' END) FROM generate_series(1, 2) AS i;
-FETCH made;
-SAVEPOINT s;
-\set ON_ERROR_STOP off
-\set SHOW_CONTEXT never
-FETCH made;
-\set ON_ERROR_STOP on
-ROLLBACK TO s;
-SELECT count(*) AS segments_held FROM pg_locks JOIN pg_inherits ON inhrelid = relation WHERE pid = pg_backend_pid() AND granted AND mode = 'AccessShareLock' AND inhparent = 'outbox.event'::regclass;
-ROLLBACK;
