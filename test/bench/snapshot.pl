@@ -1,14 +1,14 @@
 # 2,000 events a second are enqueued and delivered, while a snapshot is held and while none is, in turn: rate and latency. Then one that is held for long, beside as long a time
 # without: dead rows, and whether time makes anything slower. And a relay, in the same plight. p99 is that of a second, and of those the median: one slow flush of the disk is a p99 of its second.
-# BENCH_HOLD (--hold): for how many seconds it is held for long; 30.
+# BENCH_HOLD (--hold): for how many seconds it is held for long; 20.
 use strict;
 use warnings;
 
 use Outbox::Bench;
 use Time::HiRes qw(time sleep);
 
-my ($rate, $hold, $rounds, $round) = (2000, seconds_of($ENV{BENCH_HOLD} || 30), 3, seconds_of(6));
-my $relay_hold = $hold < 20 ? $hold : 20;
+my ($rate, $hold, $rounds, $round) = (2000, seconds_of($ENV{BENCH_HOLD} || 20), 3, seconds_of(6));
+my $relay_hold = $hold < 15 ? $hold : 15;
 my $db = database('db');
 my $relay_db = database('relay', unarmed => 1);
 my $sink = sink(int(2 * $rate * (2 * $hold + 2 * $rounds * $round)) + 100_000);
