@@ -73,7 +73,7 @@ open_current(OutboxDatabase *database)
 		{
 			if (pg_atomic_read_u32(&database->current) != current)
 				continue;
-			outbox_held_lock(segment, RowExclusiveLock, true);
+			(void) outbox_held_lock(segment, RowExclusiveLock, true);
 		}
 		/* It exists: with its lock we would have heard that it was dropped, and the catalog with us. */
 		if (pg_atomic_read_u32(&database->current) == current && outbox_catalog_required()->segments[current] == segment)

@@ -167,19 +167,20 @@ is_plain(OutboxWriter *writer)
 void
 outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer)
 {
+	bool		plain = is_plain(writer);
+
 	for (int i = 0; i < writer->n_slots; i++)
 		ExecClearTuple(writer->slots[i]);
-	if (*kept != NULL || !is_plain(writer))
+	if (plain)
+		close_indexes(writer);	/* their locks stay: they may not be this statement's to give back */
+	else
+		ExecCloseIndices(writer->target);
+	if (*kept != NULL || !plain)
 	{
-		if (is_plain(writer))
-			close_indexes(writer);	/* with their locks, which may not be this statement's to give back */
-		else
-			ExecCloseIndices(writer->target);
 		FreeExecutorState(writer->estate);
 		MemoryContextDelete(writer->context);
 		return;
 	}
-	close_indexes(writer);
 	MemoryContextSetParent(writer->context, TopMemoryContext);
 	*kept = writer;
 }

@@ -62,7 +62,7 @@ sub while_held
 	return $result;
 }
 
-# A long one: how many dead rows there are at its end, per 1,000 events, and how long the last third took beside the first.
+# Held for so long: the load, and how many dead rows there are at its end, per 1,000 events.
 sub long
 {
 	my ($database, $seconds, $label) = @_;

@@ -9,7 +9,6 @@ use Outbox::Test;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep time);
 
 my $node = outbox_node('main');
 my $receiver = Outbox::Receiver->new(fsync => 0);
@@ -42,24 +41,13 @@ sub difference
 	return join ', ', (map { "missing $_" } grep { !$came->{$_} } sort keys %$wanted), (map { $wanted->{$_} ? "$came->{$_} times $_" : "not for it $_" } grep { !$wanted->{$_} || $came->{$_} > 1 } sort keys %$came);
 }
 
-# Like wait_for, but in vain only when nothing more arrives: on a busy machine so much takes its time.
-sub wait_arriving
-{
-	my ($code, $what) = @_;
-	for (my ($seen, $since) = (0, time); time - $since < 60 * ($ENV{OUTBOX_PATIENCE} // 1); sleep 0.2)
-	{
-		return 1 if $code->();
-		my $now = () = $receiver->requests;
-		($seen, $since) = ($now, time) if $now > $seen;
-	}
-	return ok(0, "in vain waited for: $what");
-}
+sub all_requests { return scalar(() = $receiver->requests) }
 
 sub agrees
 {
 	my ($query, $what) = @_;
 	my %wanted = map { $_ => 1 } split /\n/, sql($query);
-	wait_arriving(sub { my $came = came(); keys %$came >= keys %wanted && !grep { !$came->{$_} } keys %wanted }, "$what: all of it");
+	ok(wait_arriving(sub { my $came = came(); keys %$came >= keys %wanted && !grep { !$came->{$_} } keys %wanted }, \&all_requests), "$what: all of it");
 	wait_for(sub { sql('SELECT count(*) FROM outbox.subscription_status WHERE lag_events > 0') eq '0' }, "$what: nothing left");
 	cmp_ok(scalar keys %wanted, '>', 50, "$what: " . keys(%wanted) . ' deliveries');
 	is(difference(\%wanted), '', "$what: no more, no less");
@@ -153,7 +141,7 @@ sub rows_read { return sql(q{SELECT pg_stat_force_next_flush(); SELECT sum(idx_t
 my $read = rows_read();
 my $n = 2500;
 sql("SELECT count(outbox.enqueue('bulk.event', to_jsonb(i), key => 'k' || i % 7)) FROM generate_series(1, $n) AS i");
-wait_arriving(sub { $all * ($n + 1) <= grep { $_->{path} =~ /all/ } $receiver->requests }, 'a large transaction, everywhere');
+ok(wait_arriving(sub { $all * ($n + 1) <= grep { $_->{path} =~ /all/ } $receiver->requests }, \&all_requests), 'a large transaction, everywhere');
 my (%last, @disorder, %times);
 for my $request (grep { $_->{path} =~ /all/ } $receiver->requests)
 {

@@ -73,11 +73,7 @@ cmp_ok($hit, '>', $steps / 2, "memory ran out $hit times");
 for my $path ('/random/3/5?push', '/random/4/5?batch')
 {
 	# there are three keys, so on a busy machine this takes its time: only when nothing more arrives it is in vain
-	for (my ($seen, $since) = (0, time); !$ledger->complete($receiver, $path) && time - $since < 60; sleep 0.2)
-	{
-		my $now = $receiver->delivered($path);
-		($seen, $since) = ($now, time) if $now > $seen;
-	}
+	wait_arriving(sub { $ledger->complete($receiver, $path) }, sub { scalar(() = $receiver->delivered($path)) });
 	my $found = check_ledger($ledger, $receiver, $path, what => $path, duplicates => 1e6);
 	diag sql("SELECT id, key, s::text FROM outbox.event, outbox.event_status(id) AS s WHERE id = ANY ('{" . join(',', @{ $found->{lost} }) . "}')"),
 		"\nthe last one: ", sql('SELECT max(id::text) FROM outbox.event'), "\n", sql('SELECT l::text FROM outbox.subscription_status AS l') if @{ $found->{lost} };

@@ -16,7 +16,7 @@ use Outbox::Ledger;
 use Outbox::Receiver;
 use Outbox::Session;
 
-our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enqueue session wait_for wait_status worker_pid worker_gone stand_still kill_process signature_of literal
+our @EXPORT = qw(outbox_node is_reachable key_file new_key install subscribe enqueue session wait_for wait_arriving wait_status worker_pid worker_gone stand_still kill_process signature_of literal
 	start_producers stop_producers finish_producers check_ledger);
 
 # A running server with outbox preloaded, created in database postgres and started. Options: conf (lines), arm (default true), preload (more libraries),
@@ -101,6 +101,19 @@ sub wait_for
 	}
 	ok(0, "in vain waited for: $what");
 	die "in vain waited three times: whatever this is, more waiting will not help\n" if ++$in_vain == 3;
+	return;
+}
+
+# Like wait_for, but in vain only when nothing more has arrived for a minute, by this count: on a busy machine much takes its time. Does not fail by itself.
+sub wait_arriving
+{
+	my ($code, $count) = @_;
+	for (my ($seen, $since) = (0, time); time - $since < 60 * ($ENV{OUTBOX_PATIENCE} // 1); sleep 0.2)
+	{
+		return 1 if $code->();
+		my $now = $count->();
+		($seen, $since) = ($now, time) if $now > $seen;
+	}
 	return;
 }
 
