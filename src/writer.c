@@ -2,9 +2,10 @@
  * Writers: what it takes to insert rows into a table from C, kept from call to call.
  *
  * To find out which indexes a table has and how their entries are made takes longer than to write a row.  So a backend keeps that, as plain memory, until
- * any relation it knows of changes.  It keeps nothing else: the caller opens and locks the table each time, and the indexes are opened here each time, and locked if they
- * are not yet; so a writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
- * lock is to hear what changed before, and what changes while it is held is none of this transaction's business.
+ * any relation it knows of changes.  It holds nothing else: the caller opens and locks the table each time, and the indexes are referred to anew here each time, and locked if
+ * they are not yet; so a writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
+ * lock is to hear what changed before, and what changes while it is held is none of this transaction's business.  Nor does an entry of the relation cache go, unless it is referred
+ * to, without such news: so where it is need not be looked up either.
  *
  * Kept is only what consists of plain btrees.  Expressions, predicates and other access methods may hold more than memory in what is kept for them, or run code that comes back here.
  *
@@ -41,11 +42,11 @@ listen_for_changes(void)
 	listening = true;
 }
 
-static void
-close_indexes(OutboxWriter *writer)
+/* Does what is known of an index consist of nothing but memory? */
+static bool
+is_plain(Relation index, const IndexInfo *info)
 {
-	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-		index_close(writer->target->ri_IndexRelationDescs[i], NoLock);
+	return index->rd_rel->relam == BTREE_AM_OID && info->ii_Expressions == NIL && info->ii_Predicate == NIL && info->ii_ExclusionOps == NULL;
 }
 
 static OutboxWriter *
@@ -65,25 +66,36 @@ make(Relation table, bool unique)
 	InitResultRelInfo(writer->target, table, 0, NULL, 0);
 	ExecOpenIndices(writer->target, unique);
 	writer->indexes = palloc_array(Oid, writer->target->ri_NumIndices + 1);
+	writer->plain = true;
 	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-		writer->indexes[i] = RelationGetRelid(writer->target->ri_IndexRelationDescs[i]);
+	{
+		Relation	index = writer->target->ri_IndexRelationDescs[i];
+
+		writer->indexes[i] = RelationGetRelid(index);
+		writer->plain = writer->plain && is_plain(index, writer->target->ri_IndexRelationInfo[i]);
+	}
 	MemoryContextSwitchTo(caller);
 	return writer;
 }
 
-static void
-open_again(OutboxWriter *writer, Relation table)
+/*
+ * Takes references to the indexes again, without looking them up: as long as nothing was heard of any relation, what the relation cache had is still there.
+ * False if there is news, which may have come with their locks.
+ */
+static bool
+open_again(OutboxWriter *writer)
 {
-	writer->table = table;
-	writer->target->ri_RelationDesc = table;
 	if (!outbox_held_still(&writer->held))
 	{
 		for (int i = 0; i < writer->target->ri_NumIndices; i++)
 			(void) outbox_held_lock(writer->indexes[i], RowExclusiveLock, true);
 		outbox_held_note(&writer->held);
 	}
+	if (writer->changes != changes)
+		return false;
 	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-		writer->target->ri_IndexRelationDescs[i] = index_open(writer->indexes[i], NoLock);
+		RelationIncrementReferenceCount(writer->target->ri_IndexRelationDescs[i]);
+	return true;
 }
 
 OutboxWriter *
@@ -96,12 +108,11 @@ outbox_writer_open(OutboxWriter **kept, Relation table, bool unique)
 		return make(table, unique);
 
 	MemoryContextSetParent(writer->context, CurrentMemoryContext);
-	if (writer->oid == RelationGetRelid(table) && writer->changes == changes)
+	if (writer->oid == RelationGetRelid(table) && writer->changes == changes && open_again(writer))
 	{
-		open_again(writer, table);
-		if (writer->changes == changes)
-			return writer;
-		close_indexes(writer);	/* there was news behind their locks */
+		writer->table = table;
+		writer->target->ri_RelationDesc = table;
+		return writer;
 	}
 	MemoryContextDelete(writer->context);
 	return make(table, unique);
@@ -149,33 +160,19 @@ outbox_writer_insert(OutboxWriter *writer, int n, CommandId command)
 	ResetPerTupleExprContext(writer->estate);
 }
 
-/* Does what is known of the indexes consist of nothing but memory? */
-static bool
-is_plain(OutboxWriter *writer)
-{
-	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-	{
-		IndexInfo  *info = writer->target->ri_IndexRelationInfo[i];
-
-		if (writer->target->ri_IndexRelationDescs[i]->rd_rel->relam != BTREE_AM_OID || info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
-			info->ii_ExclusionOps != NULL)
-			return false;
-	}
-	return true;
-}
-
 void
 outbox_writer_close(OutboxWriter **kept, OutboxWriter *writer)
 {
-	bool		plain = is_plain(writer);
-
 	for (int i = 0; i < writer->n_slots; i++)
 		ExecClearTuple(writer->slots[i]);
-	if (plain)
-		close_indexes(writer);	/* their locks stay: they may not be this statement's to give back */
+	if (writer->plain)
+	{
+		for (int i = 0; i < writer->target->ri_NumIndices; i++)
+			index_close(writer->target->ri_IndexRelationDescs[i], NoLock);	/* their locks stay: they may not be this statement's to give back */
+	}
 	else
 		ExecCloseIndices(writer->target);
-	if (*kept != NULL || !plain)
+	if (*kept != NULL || !writer->plain)
 	{
 		FreeExecutorState(writer->estate);
 		MemoryContextDelete(writer->context);

@@ -18,6 +18,7 @@ typedef struct OutboxWriter
 	/* writer.c */
 	MemoryContext context;
 	Oid			oid;			/* of the table */
+	bool		plain;			/* all its indexes are: writer.c */
 	uint64		changes;		/* what was known when this was found out */
 	int			n_slots;
 	int			room;

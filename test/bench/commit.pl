@@ -27,7 +27,9 @@ my ($cores) = `nproc` =~ /(\d+)/;
 my $children = sub { my ($pid) = @_; open my $file, '<', "/proc/$pid/task/$pid/children" or return; return split ' ', <$file> // '' };
 my $receiver_cpu = sub { my $sum = 0; for my $pid ($children->($nginx->{pid})) { open my $file, '<', "/proc/$pid/schedstat" or next; $sum += (split ' ', <$file>)[0] } return $sum };
 my @taken;    # by worker and receiver, of all cores
-$result = alternate(5, plain => sub { pgbench($quiet, $plain, 64, seconds_of(4)) },
+my $like_the_log = like_the_log($quiet);
+pgbench($quiet, $like_the_log, 8, seconds_of(1));
+$result = alternate(4, plain => sub { pgbench($quiet, $plain, 64, seconds_of(4)) }, like_the_log => sub { pgbench($quiet, $like_the_log, 64, seconds_of(4)) }, undelivered => sub { pgbench($quiet, $outbox, 64, seconds_of(4)) },
 	outbox => sub {
 		my $before = worker_cpu($db) + $receiver_cpu->();
 		my $tps = pgbench($db, $outbox, 64, seconds_of(4));
@@ -38,4 +40,6 @@ $result = alternate(5, plain => sub { pgbench($quiet, $plain, 64, seconds_of(4))
 		return $tps });
 figure('the same, 64 clients, while the worker delivers', unit => 'tps', ours => $result->{outbox}, beside => $result->{plain}, against => 'plain INSERT, no delivery', goal => '>= 0.95',
 	note => sprintf 'Worker and receiver run on the same cores as the producers, and took %.0f %% of their time (median).', 100 * median(@taken));
-figure('the same beside a plain INSERT with as much less CPU as the delivery took', unit => 'tps', ours => $result->{outbox}, beside => [ map { $result->{plain}[$_] * (1 - $taken[$_]) } 0 .. $#taken ], against => 'plain INSERT, less that');
+figure('the same without delivery, beside an INSERT into a table with the same columns and indexes', unit => 'tps', ours => $result->{undelivered}, beside => $result->{like_the_log}, against => 'INSERT into a table like the log, rising keys');
+figure('such an INSERT, 64 clients, beside a plain one', unit => 'tps', ours => $result->{like_the_log}, beside => $result->{plain}, against => 'plain INSERT, random uuid key');
+figure('64 clients while the worker delivers, beside a plain INSERT with as much less CPU as the delivery took', unit => 'tps', ours => $result->{outbox}, beside => [ map { $result->{plain}[$_] * (1 - $taken[$_]) } 0 .. $#taken ], against => 'plain INSERT, less that');

@@ -14,7 +14,7 @@ use Time::HiRes qw(time sleep);
 use Outbox::Session;
 
 our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure series say_it
-	alternate median percentile nginx sink bare command background finish node_program pgbench produce latencies push_live push_waiting delivered settings quantiles);
+	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log produce latencies push_live push_waiting delivered settings quantiles);
 
 my $directory = $ENV{OUTBOX_BENCH} // die "start this with test/bench/all\n";
 my ($benchmark) = $0 =~ m{([^/]+)\.pl$};
@@ -278,6 +278,16 @@ sub pgbench
 	my $tps = $1;
 	die "pgbench: $said\n" if $said =~ /number of failed transactions: [1-9]/;
 	return $tps;
+}
+
+# What PostgreSQL itself takes to insert single rows like the log's, whose keys rise in both indexes: makes a table for it, and returns pgbench's script.
+sub like_the_log
+{
+	my ($database) = @_;
+	sql($database, 'CREATE TABLE like_the_log (LIKE outbox.event_0 INCLUDING ALL)');
+	return "\\set g random(1, 1000000)\nINSERT INTO like_the_log (id, xid, epoch, created_at, type, key, payload) "
+		. q{VALUES ((lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1e6)::bigint), 16, '0') || replace(right(gen_random_uuid()::text, 17), '-', ''))::uuid, pg_current_xact_id(), 1, now(), }
+		. "'order.paid', 'o' || :g, " . literal($PAYLOAD) . "::jsonb);\n";
 }
 
 # produce(database, rate, seconds, first, sql, threads): starts test/bench/produce.c. `latencies` reads what it wrote.
