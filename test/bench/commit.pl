@@ -5,7 +5,7 @@ use warnings;
 use Outbox::Bench;
 use Time::HiRes qw(time);
 
-my $seconds = seconds_of(5);
+my $seconds = seconds_of(4);
 my $quiet = database('quiet', unarmed => 1);
 my $db = database('delivering');
 my $nginx = nginx();
@@ -30,10 +30,10 @@ my $receiver_cpu = sub { my $sum = 0; for my $pid ($children->($nginx->{pid})) {
 my @taken;    # by worker and receiver, of all cores
 my $like_the_log = like_the_log($quiet);
 pgbench($quiet, $like_the_log, 8, seconds_of(1));
-$result = alternate(3, plain => sub { pgbench($quiet, $plain, 64, seconds_of(4)) }, like_the_log => sub { pgbench($quiet, $like_the_log, 64, seconds_of(4)) }, undelivered => sub { pgbench($quiet, $outbox, 64, seconds_of(4)) },
+$result = alternate(3, plain => sub { pgbench($quiet, $plain, 64, seconds_of(3)) }, like_the_log => sub { pgbench($quiet, $like_the_log, 64, seconds_of(3)) }, undelivered => sub { pgbench($quiet, $outbox, 64, seconds_of(3)) },
 	outbox => sub {
 		my ($before, $began) = (worker_cpu($db) + $receiver_cpu->(), time);
-		my $tps = pgbench($db, $outbox, 64, seconds_of(4));
+		my $tps = pgbench($db, $outbox, 64, seconds_of(3));
 		push @taken, (worker_cpu($db) + $receiver_cpu->() - $before) / 1e9 / (time - $began) / $cores;
 		sql($db, 'SELECT outbox.unsubscribe(' . literal('receiver') . ')');
 		$idle->();
