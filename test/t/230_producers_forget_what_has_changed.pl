@@ -66,6 +66,18 @@ $concurrent->receive;
 record('built.made');
 is(missing(), '', 'it has all events in the end');
 
+# what changes between the lock on the segment and that on its index
+$session->query('SET allow_in_place_tablespaces = on');
+$session->query(q{CREATE TABLESPACE elsewhere LOCATION ''});
+record('near.made');
+$concurrent->query("BEGIN; ALTER INDEX ${segment}_pkey SET TABLESPACE elsewhere");
+$session->send(q{SELECT outbox.enqueue('moved.made', '1')});
+ok(wait_for(sub { sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%moved.made%' AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'") eq '1' }, 'the producer waiting'),
+	'a producer waits for an index that is being moved');
+$concurrent->query('COMMIT');
+like($session->receive, qr/^[0-9a-f-]{36}$/, 'and goes on afterwards');
+is(missing(), '', 'its event is in the index where that is now');
+
 # indexes of which more than memory is known
 sql('CREATE FUNCTION nested(value text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
