@@ -481,6 +481,12 @@ outbox_lane_find(int32 subscription)
 	return entry == NULL ? NULL : entry->lane;
 }
 
+bool
+outbox_lane_is_any(void)
+{
+	return hash_get_num_entries(lanes) > 0;
+}
+
 List *
 outbox_lane_all(void)
 {

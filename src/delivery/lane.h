@@ -138,6 +138,7 @@ extern void outbox_lane_free(OutboxLane *lane);
 
 extern OutboxLane *outbox_lane_find(int32 subscription);
 extern List *outbox_lane_all(void);
+extern bool outbox_lane_is_any(void);
 
 /* Those that are not at the head and have room. */
 extern List *outbox_lane_hungry(void);

@@ -62,6 +62,12 @@ outbox_turn_over(void)
 	return work->over;
 }
 
+bool
+outbox_turn_is_awaited(void)
+{
+	return outbox_lane_is_any();
+}
+
 /* All that waits here waits for times of the clock. If it is set back, everything would wait for so long. */
 bool
 outbox_turn_clock_went_back(void)

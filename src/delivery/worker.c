@@ -39,6 +39,7 @@ PG_MODULE_MAGIC;
 extern PGDLLEXPORT void outbox_worker_main(Datum main_arg);
 
 #define ERRORS_IN_A_ROW 20		/* then a fresh process is worth a try */
+#define UNAWAITED_US	50000	/* nobody is served sooner by an earlier turn */
 
 static OutboxDatabase *database;
 static int	errors = 0;
@@ -188,6 +189,8 @@ loop(void)
 
 		pgstat_report_activity(STATE_IDLE, "waiting for events");
 		(void) WaitEventSetWait(set, wait, &event, 1, OutboxWaitEvent("OutboxDelivery"));
+		if (!outbox_turn_is_awaited())
+			pg_usleep(UNAWAITED_US);	/* a signal ends it; producers find the latch set, and do not wake it at each commit */
 		ResetLatch(MyLatch);
 	}
 }

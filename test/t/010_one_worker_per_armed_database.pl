@@ -7,6 +7,7 @@ use lib "$FindBin::RealBin/../perl";
 use Outbox::Test;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $node = outbox_node('main', arm => 0, conf => ['log_min_messages = debug1']);
 
@@ -152,6 +153,20 @@ is(workers(), 'one postgres', 'and no second one later');
 $node->stop('fast');
 $node->start;
 workers_become('one postgres', 'after a fast shutdown and a start too');
+
+# nobody subscribes: then producers do not wake it at each commit
+my $ticks = sub { return $node->safe_psql('one', 'SELECT tick FROM outbox._worker()') };
+my $producer = session($node, 'one');
+wait_for(sub { $ticks->() > 0 }, 'the first tick');
+my ($before, $began) = ($ticks->(), time);
+for (1 .. 1000) { $producer->query(q{SELECT outbox.enqueue('unwanted.made', '1')}) }
+my ($taken, $seconds) = ($ticks->() - $before, time - $began);
+cmp_ok($taken, '<=', 10 + 20 * $seconds, 'a worker whom nobody waits for looks twenty times a second at most');
+$producer->query(q{SELECT outbox.subscribe('late', types => '{unwanted.made}', starting => 'earliest')});
+my $got = 0;
+wait_for(sub { ($got += $producer->query(q{SELECT count(*) FROM outbox.pull('late', 1000)})) >= 1000 }, 'all events being there');
+is($got, 1000, 'and who subscribes then gets them all');
+$producer->query(q{SELECT outbox.unsubscribe('late')});
 
 # no place for a worker: said in the log once, and in the status until there is
 $node->append_conf('postgresql.conf', 'max_worker_processes = 3');    # PostgreSQL's logical replication launcher, ours, and one more
