@@ -146,6 +146,28 @@ enqueue_apart(const char *type, int delay, const char *dedup)
 	return result != NULL;
 }
 
+/* An event without a key, from a cursor whose next row fails, in a savepoint: the event stays, whatever the cursor held. */
+static bool
+enqueue_from_cursor(const char *type)
+{
+	char		declare[512];
+	PGresult   *result;
+
+	serial++;
+	snprintf(declare, sizeof(declare), "DECLARE two CURSOR FOR SELECT outbox.enqueue('fault.%s', jsonb_build_object('p', %d, 's', %ld::bigint, 'k', '', 'n', 1 / (2 - i) - 1, 'pad', ''))"
+			 " FROM generate_series(1, 2) AS i", type, number, serial);
+	if (!command(session, declare))
+		return false;
+	result = ask(session, "FETCH two", 0, NULL);
+	if (result)
+		note_event(type, NULL, "0", PQgetvalue(result, 0, 0), NULL);
+	PQclear(result);
+	if (!result || !command(session, "SAVEPOINT rest"))
+		return false;
+	PQclear(PQexec(session, "FETCH two"));	/* division by zero */
+	return command(session, "ROLLBACK TO rest");
+}
+
 /* An event that a plpgsql exception block undoes. */
 static bool
 enqueue_in_vain(const char *type, const char *key)
@@ -374,6 +396,13 @@ fill(const char *shape, const char *type, bool is_private)
 	}
 	if (strcmp(shape, "exception") == 0)
 		return enqueue_in_vain(type, key) && enqueue(type, key) && enqueue_in_vain(type, key);
+	if (strcmp(shape, "cursor") == 0)
+	{
+		if (!enqueue_from_cursor(type))
+			return false;
+		hold(throw(8) == 0 ? 200 + throw(1000) : throw(20));
+		return true;
+	}
 	if (strcmp(shape, "scheduled") == 0)
 		return enqueue_apart(type, 50 + throw(3000), NULL);
 	if (strcmp(shape, "dedup") == 0)
@@ -391,7 +420,7 @@ static void
 transact(void)
 {
 	static const char *const shapes[] = {"plain", "plain", "plain", "plain", "plain", "plain", "rollback", "savepoint", "savepoint", "exception",
-		"prepared", "prepared", "scheduled", "dedup", "many", "many"};
+		"cursor", "prepared", "prepared", "scheduled", "dedup", "many", "many"};
 	static const char *const types[] = {"one", "one", "one", "one", "one", "one", "bulk", "effect", "effect", "pull"};
 	const char *shape,
 			   *type;
@@ -410,7 +439,7 @@ transact(void)
 	else
 	{
 		type = types[throw(10)];
-		shape = throw(300) == 0 ? "long" : shapes[throw(16)];
+		shape = throw(300) == 0 ? "long" : shapes[throw(17)];
 	}
 	if (is_left_out(type))
 		type = "one";
