@@ -42,6 +42,7 @@ sub growth
 	my (@record, @insert, @deliver);
 	sql($db, "ALTER TABLE plain SET (autovacuum_enabled = off); SELECT outbox.subscribe('receiver', '$nginx->{url}', types => '{live}', ordering => 'none', network => 'private', max_in_flight => $CONCURRENCY)");
 	my $session = session($db, '-c synchronous_commit=off');
+	settle($session);
 	my ($held, $sample) = (0, size(50_000));
 	my %many = (
 		outbox => sub { "SELECT count(outbox.enqueue('other', $payload, key => 'o' || g)) FROM generate_series(1, $_[0]) AS g" },

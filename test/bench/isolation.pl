@@ -1,5 +1,5 @@
 # What sick receivers cost the healthy: 1,000 subscriptions, of which none, one, or a hundred are dead; 500 events a second, one subscription each.
-# Of the dead, a third each refuses connections, never answers, or answers 500.
+# Of the dead, a third each refuses connections, never answers, or answers 500. p99 is that of a second, and of those the median: one slow flush of the disk is a p99 of its second.
 use strict;
 use warnings;
 
@@ -20,6 +20,7 @@ my $set = sub {
 
 sql($db, join ';', map { "SELECT outbox.subscribe('s$_', " . literal($well->($_)) . ", types => '{t$_}', network => 'private', timeout => '5 s', retry_base => '1 s', retry_factor => 1, breaker_probe => '1 s', breaker_max => '5 s', tenant => 'tenant$_')" } 1 .. $subscriptions);
 my $first = 0;
+my %p99;    # of each second, by how many were dead
 my $load = sub {
 	my ($sick) = @_;
 	$set->($sick ? $dead : $well, $sick || 1);      # in each round: what a change costs is not what is measured
@@ -29,17 +30,22 @@ my $load = sub {
 	$first += $made->{n};
 	my $healthy = sub { my ($seq) = @_; return 1 + $seq * 7919 % $subscriptions > 100 };    # the same events in each round
 	wait_for(sub { !grep { !$_->{arrived} } latencies($made, $sink, $healthy) }, 'all events of the healthy', 30, 0.2);
-	my @latencies = map { ($_->{arrived} - $_->{committed}) / 1000 } latencies($made, $sink, $healthy);
-	my ($p50, $p99) = quantiles(@latencies);
+	my @events = latencies($made, $sink, $healthy);
+	my ($p50, $p99) = quantiles(map { ($_->{arrived} - $_->{committed}) / 1000 } @events);
 	say_it(sprintf '%3d dead: p50 %.2f ms, p99 %.2f ms', $sick, $p50, $p99);
+	my %second;
+	push @{ $second{ int(($_->{due} - $events[0]{due}) / 1e6) } }, ($_->{arrived} - $_->{committed}) / 1000 for @events;
+	my @p99 = map { (quantiles(@$_))[1] } values %second;
+	push @{ $p99{$sick} }, @p99;
 	if ($sick)
 	{
 		$set->($well, $sick);
 		wait_for(sub { sql($db, q{SELECT NOT EXISTS (SELECT FROM outbox._runtime() WHERE in_flight > 0 OR exceptions > 0 OR breaker_open_until > now())}) eq 't' }, 'the dead being well again', 60, 0.2);
 	}
-	return $p99;
+	return median(@p99);
 };
 $load->($_) for 0, 100;
-my $result = alternate(3, well => sub { $load->(0) }, one => sub { $load->(1) }, hundred => sub { $load->(100) });
-figure("the healthy ones' p99 beside one dead subscription of 1,000", unit => 'ms', ours => $result->{one}, beside => $result->{well}, against => 'all healthy', goal => '<= 1.2');
-figure("the healthy ones' p99 beside 100 dead of 1,000", unit => 'ms', ours => $result->{hundred}, beside => $result->{well}, against => 'all healthy', goal => '<= 1.2');
+%p99 = ();
+alternate(3, well => sub { $load->(0) }, one => sub { $load->(1) }, hundred => sub { $load->(100) });
+figure("the healthy ones' p99 beside one dead subscription of 1,000", unit => 'ms', ours => median(@{ $p99{1} }), beside => median(@{ $p99{0} }), against => 'all healthy', goal => '<= 1.2');
+figure("the healthy ones' p99 beside 100 dead of 1,000", unit => 'ms', ours => median(@{ $p99{100} }), beside => median(@{ $p99{0} }), against => 'all healthy', goal => '<= 1.2');

@@ -6,7 +6,7 @@ use warnings;
 use Outbox::Bench;
 use Time::HiRes qw(time);
 
-my ($many, $few) = (size(400_000), size(100_000));    # while a snapshot is held the queue table is so slow that few must do
+my ($many, $few) = (size(300_000), size(50_000));    # while a snapshot is held the queue table is so slow that few must do
 my $clients = 8;
 my $db = database('db');
 sql($db, "CREATE TABLE queue (id bigserial PRIMARY KEY, payload jsonb NOT NULL); SELECT outbox.subscribe('bench', ordering => 'none')");
@@ -54,7 +54,7 @@ my $bare = sub { settings('outbox.attempt_log' => 'failures'); my $rate = $pull-
 my $free = alternate(3, queue => sub { $queue->($many) }, pull => sub { $pull->($many) }, 'pull, failures logged' => $bare);
 my $holder = session($db);
 query_on($holder, 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM plain');
-my $held = alternate(3, queue => sub { $queue->($few) }, pull => sub { $pull->($few) });
+my $held = alternate(3, queue => sub { $queue->($few) }, pull => sub { $pull->($many) });
 $holder->close;
 
 figure('pull() and ack(), 8 workers', unit => 'events/s', ours => $free->{pull}, beside => $free->{queue}, against => 'SKIP LOCKED, 8 workers', goal => '>= 2');

@@ -15,7 +15,7 @@ use Time::HiRes qw(time sleep);
 use Outbox::Session;
 
 our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure series say_it
-	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log produce latencies push_live push_waiting delivered settings quantiles);
+	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log settle produce latencies push_live push_waiting delivered settings quantiles);
 
 my $directory = $ENV{OUTBOX_BENCH} // die "start this with test/bench/all\n";
 my ($benchmark) = $0 =~ m{([^/]+)\.pl$};
@@ -280,6 +280,15 @@ sub pgbench
 	my $tps = $1;
 	my @rates = grep { $_ } map { /^progress: ([0-9.]+) s, ([0-9.]+) tps/ && $1 > $warm + 0.5 ? $2 : 0 } split /\n/, $said;
 	return $warm && @rates ? List::Util::sum(@rates) / @rates : $tps;
+}
+
+# A session that has been there for long has all of shared_buffers in its page table; in a new one each page costs a fault when it first writes there, some microseconds on a virtual machine.
+sub settle
+{
+	my ($session) = @_;
+	query_on($session, 'CREATE UNLOGGED TABLE settle (x text); ALTER TABLE settle ALTER x SET STORAGE PLAIN');
+	query_on($session, q{INSERT INTO settle SELECT repeat('x', 8000) FROM generate_series(1, (SELECT setting::int FROM pg_settings WHERE name = 'shared_buffers'))});
+	query_on($session, 'DROP TABLE settle');
 }
 
 # What PostgreSQL itself takes to insert single rows like the log's, whose keys rise in both indexes: makes a table for it, and returns pgbench's script.
