@@ -51,7 +51,7 @@ my $queue = sub {
 
 # without a row for each attempt, as the queue table has none
 my $bare = sub { settings('outbox.attempt_log' => 'failures'); my $rate = $pull->($many); settings('outbox.attempt_log' => 'all'); return $rate };
-my $free = alternate(3, queue => sub { $queue->($many) }, pull => sub { $pull->($many) }, 'pull, failures logged' => $bare);
+my $free = alternate(4, queue => sub { $queue->($many) }, pull => sub { $pull->($many) }, 'pull, failures logged' => $bare);
 my $holder = session($db);
 query_on($holder, 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM plain');
 my $held = alternate(3, queue => sub { $queue->($few) }, pull => sub { $pull->($many) });

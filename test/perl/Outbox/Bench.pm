@@ -14,7 +14,7 @@ use Time::HiRes qw(time sleep);
 
 use Outbox::Session;
 
-our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure series say_it
+our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure growth series say_it
 	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log settle produce latencies push_live push_waiting delivered settings quantiles);
 
 my $directory = $ENV{OUTBOX_BENCH} // die "start this with test/bench/all\n";
@@ -424,6 +424,19 @@ sub figure
 	print $out JSON::PP->new->canonical->encode(\%line), "\n";
 	close $out;
 	say_it(join '  ', "* $what:", $line{ours}, $line{unit}, $line{against} ? "($line{against}: $line{beside})" : (), $line{ratio} ne '' ? "ratio $line{ratio}" : (), $line{goal} ? "to reach: $line{goal}: " . ($line{reached} || '-') : ());
+}
+
+# The most that a point costs beside one where there is less: an event that costs less where there is more has not grown.
+sub growth
+{
+	my ($what, $unit, $points) = @_;
+	my ($cheapest, $worst) = $points->[0];
+	for my $point (@$points)
+	{
+		$cheapest = $point if $point->[1] < $cheapest->[1];
+		$worst = [ $point->[1], $cheapest->[1] ] if !$worst || $point->[1] * $worst->[1] > $worst->[0] * $cheapest->[1];
+	}
+	figure($what, unit => $unit, ours => $worst->[0], beside => $worst->[1], against => 'where there is less', goal => '<= 1.2', note => 'What an event costs at one point of the curve, beside where it is cheapest of the points before: the worst of these.');
 }
 
 # series(name, title, x label, y label, { log => 'x', …}, label => [ [x, y], … ], …): a plot, NAME.png.
