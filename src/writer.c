@@ -2,10 +2,10 @@
  * Writers: what it takes to insert rows into a table from C, kept from call to call.
  *
  * To find out which indexes a table has and how their entries are made takes longer than to write a row.  So a backend keeps that, as plain memory, until
- * any relation it knows of changes.  It holds nothing else: the caller opens and locks the table each time, and the indexes are referred to anew here each time, and locked if
- * they are not yet; so a writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
- * lock is to hear what changed before, and what changes while it is held is none of this transaction's business.  Nor does an entry of the relation cache go, unless it is referred
- * to, without such news: so where it is need not be looked up either.
+ * any relation it knows of changes.  It keeps nothing else: the caller opens and locks the table each time, and the indexes are opened here each time, and locked if they
+ * are not yet; so a writer says nothing about which table is to be written, holds nothing that ends with a statement or a subtransaction, and has no news to miss: to get a
+ * lock is to hear what changed before, and what changes while it is held is none of this transaction's business.  Not even where the relation cache has an index: a DROP INDEX that
+ * fails has forgotten it already, and brings no news.
  *
  * Kept is only what consists of plain btrees.  Expressions, predicates and other access methods may hold more than memory in what is kept for them, or run code that comes back here.
  *
@@ -78,10 +78,7 @@ make(Relation table, bool unique)
 	return writer;
 }
 
-/*
- * Takes references to the indexes again, without looking them up: as long as nothing was heard of any relation, what the relation cache had is still there.
- * False if there is news, which may have come with their locks.
- */
+/* False if there is news, which may have come with the locks. */
 static bool
 open_again(OutboxWriter *writer)
 {
@@ -94,7 +91,7 @@ open_again(OutboxWriter *writer)
 	if (writer->changes != changes)
 		return false;
 	for (int i = 0; i < writer->target->ri_NumIndices; i++)
-		RelationIncrementReferenceCount(writer->target->ri_IndexRelationDescs[i]);
+		writer->target->ri_IndexRelationDescs[i] = index_open(writer->indexes[i], NoLock);
 	return true;
 }
 

@@ -65,7 +65,7 @@ outbox_turn_over(void)
 bool
 outbox_turn_is_awaited(void)
 {
-	return outbox_lane_is_any();
+	return outbox_lane_is_any() || outbox_dispatch_in_flight() > 0;
 }
 
 /* All that waits here waits for times of the clock. If it is set back, everything would wait for so long. */

@@ -21,7 +21,7 @@ extern long outbox_turn_run(uint32 reasons);
 /* This database is no longer ours: not armed, or the extension is gone. */
 extern bool outbox_turn_over(void);
 
-/* Is there a subscription, so that somebody waits for what is recorded? */
+/* Does somebody wait for what is recorded, or for the end of a request? */
 extern bool outbox_turn_is_awaited(void);
 
 /* Since this was last asked, by more than a second. */

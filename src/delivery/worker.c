@@ -39,7 +39,7 @@ PG_MODULE_MAGIC;
 extern PGDLLEXPORT void outbox_worker_main(Datum main_arg);
 
 #define ERRORS_IN_A_ROW 20		/* then a fresh process is worth a try */
-#define UNAWAITED_US	50000	/* nobody is served sooner by an earlier turn */
+#define REST_MS			50
 
 static OutboxDatabase *database;
 static int	errors = 0;
@@ -146,6 +146,17 @@ recover(void)
 	outbox_turn_failed();
 }
 
+/*
+ * Nobody is served sooner by a turn while there is no subscription.  So the latch stays set for a while, and producers need not wake the worker at each commit.  Not if it
+ * was somebody else who did; and whoever does meanwhile with more than the latch, a signal, ends it.
+ */
+static void
+rest(long wait)
+{
+	if (!outbox_turn_is_awaited() && !InterruptPending && !ConfigReloadPending && !outbox_bell_must_yield(database))
+		pg_usleep(Min(wait, REST_MS) * 1000L);
+}
+
 static void
 loop(void)
 {
@@ -188,9 +199,8 @@ loop(void)
 			continue;
 
 		pgstat_report_activity(STATE_IDLE, "waiting for events");
-		(void) WaitEventSetWait(set, wait, &event, 1, OutboxWaitEvent("OutboxDelivery"));
-		if (!outbox_turn_is_awaited())
-			pg_usleep(UNAWAITED_US);	/* a signal ends it; producers find the latch set, and do not wake it at each commit */
+		if (WaitEventSetWait(set, wait, &event, 1, OutboxWaitEvent("OutboxDelivery")) == 1 && (event.events & WL_LATCH_SET))
+			rest(wait);
 		ResetLatch(MyLatch);
 	}
 }

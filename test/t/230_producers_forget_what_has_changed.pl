@@ -78,6 +78,19 @@ $concurrent->query('COMMIT');
 like($session->receive, qr/^[0-9a-f-]{36}$/, 'and goes on afterwards');
 is(missing(), '', 'its event is in the index where that is now');
 
+# an index that the session itself all but dropped: the server has forgotten it, and brings no news
+my $other = session($node);
+record('near.made');
+record('near.made');
+$other->query('BEGIN; LOCK TABLE pg_catalog.pg_index IN SHARE MODE');
+$session->query(q{SET lock_timeout = '100ms'});
+like($session->query('DROP INDEX outbox.late'), qr/55P03/, 'an index is dropped in vain');
+$session->query('RESET lock_timeout');
+$session->query('SELECT repeat(chr(64 + i % 26), 300 + i) FROM generate_series(1, 2000) AS i');    # what was freed is used again
+like(record('kept.made'), qr/^[0-9a-f-]{36}$/, 'the next event is recorded');
+$other->query('ROLLBACK');
+is(missing(), '', 'in that index too');
+
 # indexes of which more than memory is known
 sql('CREATE FUNCTION nested(value text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
