@@ -30,19 +30,17 @@ my $load = sub {
 	$first += $made->{n};
 	my $healthy = sub { my ($seq) = @_; return 1 + $seq * 7919 % $subscriptions > 100 };    # the same events in each round
 	wait_for(sub { !grep { !$_->{arrived} } latencies($made, $sink, $healthy) }, 'all events of the healthy', 30, 0.2);
-	my @events = latencies($made, $sink, $healthy);
-	my ($p50, $p99) = quantiles(map { ($_->{arrived} - $_->{committed}) / 1000 } @events);
+	my @latencies = map { [ $_->{due}, ($_->{arrived} - $_->{committed}) / 1000 ] } latencies($made, $sink, $healthy);
+	my ($p50, $p99) = quantiles(map { $_->[1] } @latencies);
 	say_it(sprintf '%3d dead: p50 %.2f ms, p99 %.2f ms', $sick, $p50, $p99);
-	my %second;
-	push @{ $second{ int(($_->{due} - $events[0]{due}) / 1e6) } }, ($_->{arrived} - $_->{committed}) / 1000 for @events;
-	my @p99 = map { (quantiles(@$_))[1] } values %second;
-	push @{ $p99{$sick} }, @p99;
+	my @of_seconds = map { $_->[1] } p99_of_seconds(@latencies);
+	push @{ $p99{$sick} }, @of_seconds;
 	if ($sick)
 	{
 		$set->($well, $sick);
 		wait_for(sub { sql($db, q{SELECT NOT EXISTS (SELECT FROM outbox._runtime() WHERE in_flight > 0 OR exceptions > 0 OR breaker_open_until > now())}) eq 't' }, 'the dead being well again', 60, 0.2);
 	}
-	return median(@p99);
+	return median(@of_seconds);
 };
 $load->($_) for 0, 100;
 %p99 = ();

@@ -44,9 +44,7 @@ sub load
 	my @latency = map { (($_->{arrived} || $now) - $_->{committed}) / 1000 } @events;
 	my ($p50, $p99) = quantiles(@latency);
 	my $arrived = grep { $_->{arrived} && $_->{arrived} <= $end + 100_000 } @events;
-	my %second;
-	push @{ $second{ int(($_->{due} - $events[0]{due}) / 1e6) } }, (($_->{arrived} || $now) - $_->{committed}) / 1000 for @events;
-	my @points = map { [ $_, (quantiles(@{ $second{$_} }))[1] ] } sort { $a <=> $b } keys %second;
+	my @points = p99_of_seconds(map { [ $events[$_]{due}, $latency[$_] ] } 0 .. $#events);
 	say_it(sprintf '%-20s %.0f events/s arrived, p50 %.2f ms, p99 %.2f ms', $label, $arrived / $seconds, $p50, $p99);
 	return { rate => $arrived / $seconds, p50 => $p50, p99 => $p99, points => \@points, n => scalar @events };
 }

@@ -15,7 +15,7 @@ use Time::HiRes qw(time sleep);
 use Outbox::Session;
 
 our @EXPORT = qw($PAYLOAD $CONCURRENCY database sql query_on session timed literal size seconds_of wait_for subscribe worker_cpu worker_memory wal_between wal_now figure growth series say_it
-	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log settle produce latencies push_live push_waiting delivered settings quantiles);
+	alternate median percentile nginx sink bare command background finish node_program pgbench like_the_log settle produce latencies push_live push_waiting delivered settings quantiles p99_of_seconds);
 
 my $directory = $ENV{OUTBOX_BENCH} // die "start this with test/bench/all\n";
 my ($benchmark) = $0 =~ m{([^/]+)\.pl$};
@@ -381,6 +381,15 @@ sub push_waiting
 sub median { my @sorted = sort { $a <=> $b } @_; return @sorted % 2 ? $sorted[ $#sorted / 2 ] : ($sorted[ @sorted / 2 - 1 ] + $sorted[ @sorted / 2 ]) / 2 }
 sub percentile { my ($p, @values) = @_; @values = sort { $a <=> $b } @values; return $values[ $p * $#values ] }
 sub quantiles { my @values = sort { $a <=> $b } @_; return map { $values[ $_ * $#values ] } 0.5, 0.99 }
+
+# p99_of_seconds([due, latency], …): [second, p99 of the events that were due in it], …; due in microseconds.
+sub p99_of_seconds
+{
+	my (@events) = @_;
+	my %second;
+	push @{ $second{ int(($_->[0] - $events[0][0]) / 1e6) } }, $_->[1] for @events;
+	return map { [ $_, (quantiles(@{ $second{$_} }))[1] ] } sort { $a <=> $b } keys %second;
+}
 
 # alternate(rounds, name => code, …): each code in turn, so many times; its figures by name. The order turns round each time, so that none is always second.
 sub alternate
